@@ -1,0 +1,23 @@
+"""podtracer: which Kubernetes workload is this process?
+
+``from tracer import Tracer`` gives the whole tracer to a program; the import is lazy, so that parts which need
+little load little.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracer.node import Tracer
+
+__all__ = ["Tracer", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Tracer":
+        from tracer.node import Tracer
+
+        return Tracer
+    raise AttributeError(f"module 'tracer' has no attribute {name!r}")

@@ -1,0 +1,69 @@
+"""Every error that podtracer raises on purpose.
+
+    TracerError                     exit 70
+    ├── UsageError                  exit 2   what the user typed or configured
+    ├── InputError                  exit 2   a file or body that is not what it should be
+    ├── MissingError                exit 69  something the machine lacks: BTF, bcc, a cgroup mount, a newer kernel
+    ├── PermissionMissing           exit 77  not root, or a capability short
+    └── SourceError                 exit 75  a kubelet or runtime that did not answer; what was known stays
+
+Each carries what went wrong, with which object, and what to do next; the command line prints them as one
+``error:`` and one ``hint:`` line.
+"""
+
+from __future__ import annotations
+
+
+class TracerError(Exception):
+    """Base of all deliberate errors.
+
+    ``what`` says what went wrong, ``obj`` names the thing it went wrong with (a path, a flag, a URL) and
+    ``hint`` what to do about it. ``exit_code`` is what a command ends with.
+    """
+
+    exit_code = 70
+
+    def __init__(self, what: str, obj: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what, obj, hint)
+        self.what = what
+        self.obj = obj
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.obj})" if self.obj else self.what
+
+
+class UsageError(TracerError):
+    """A flag, an argument or a configuration key that cannot be used as given."""
+
+    exit_code = 2
+
+
+class InputError(TracerError):
+    """A file or a response body that cannot be read as what it should be."""
+
+    exit_code = 2
+
+
+class MissingError(TracerError):
+    """Something that the machine does not have and that we cannot do without."""
+
+    exit_code = 69
+
+
+class PermissionMissing(TracerError):
+    """Not root, or without a capability that is needed."""
+
+    exit_code = 77
+
+
+class SourceError(TracerError):
+    """A source of pod data failed; ``status`` is the HTTP status where there was one."""
+
+    exit_code = 75
+
+    def __init__(
+        self, what: str, obj: str | None = None, hint: str | None = None, *, status: int | None = None
+    ) -> None:
+        super().__init__(what, obj, hint)
+        self.status = status
