@@ -1,0 +1,1 @@
+/* Nothing that we call needs it. */

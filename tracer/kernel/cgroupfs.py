@@ -1,0 +1,195 @@
+"""Mounted cgroup hierarchies: which there are, and a cgroup's name chain by its id.
+
+``open_by_handle_at`` opens a cgroup by its id (file handle type 0xfe, FILEID_KERNFS, kernel commit 33c5ac9175195),
+without walking the tree. On a mount of a private cgroup namespace it opens cgroups outside of it as well, whose path
+then reads "/" without an error: a mount is trusted only when its root directory is the hierarchy's own root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracer.errors import MissingError
+from tracer.kernel import wire
+from tracer.kernel.loader import HierarchyInfo
+
+_O_PATH = 0o10000000
+_FILEID_KERNFS = 0xFE
+_INITIAL_CGROUP_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO
+# Where v1 and BTF name a controller differently.
+_V1_NAMES = {"blkio": "io"}
+# Asked in this order where nothing else decides.
+_PREFERENCE = ("pids", "memory", "cpu")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+
+
+class _Handle(ctypes.Structure):
+    _pack_ = 4
+    _fields_ = (("size", ctypes.c_uint32), ("type", ctypes.c_int32), ("id", ctypes.c_uint64))
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mounted hierarchy. ``trusted``: its root directory is the hierarchy's root, so that paths on it are whole."""
+
+    path: str
+    controllers: tuple[str, ...]
+    info: HierarchyInfo
+    trusted: bool
+
+    @property
+    def name(self) -> str:
+        """``v2``, or the controllers of a v1 hierarchy."""
+        return ",".join(self.controllers) or "v2"
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def parse_mountinfo(text: str, below: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(mount point, root, options) of each cgroup mount at or below a folder; ``("v2",)`` as options of v2.
+
+    See proc_pid_mountinfo(5): the fields before and after a separate "-".
+    """
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if "-" not in fields[6:]:
+            continue
+        kind_at = fields.index("-", 6) + 1
+        if len(fields) < kind_at + 3 or fields[kind_at] not in ("cgroup", "cgroup2"):
+            continue
+        point = _unescape(fields[4])
+        if point != below and not point.startswith(below.rstrip("/") + "/"):
+            continue
+        options = ("v2",) if fields[kind_at] == "cgroup2" else tuple(fields[kind_at + 2].split(","))
+        yield point, _unescape(fields[3]), options
+
+
+def find_mounts(
+    cgroupfs: str,
+    procfs: str,
+    controllers: Mapping[str, int],
+    hierarchies: Sequence[HierarchyInfo] | None,
+) -> list[Mount]:
+    """The mounts that can be tracked, best first. Raises ``MissingError`` where there is none.
+
+    ``controllers`` is the kernel's numbering; ``hierarchies`` what the iterator told, ``None`` without it: then the
+    numbers come from ``/proc/self/cgroup``, and a mount is trusted in the initial cgroup namespace.
+    """
+    text = Path(procfs, "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    told = {info.subsys: info for info in hierarchies or _from_procfs(procfs, controllers)}
+    initial = os.stat(os.path.join(procfs, "self/ns/cgroup")).st_ino == _INITIAL_CGROUP_NAMESPACE
+    found: dict[int, Mount] = {}
+    for point, root, options in parse_mountinfo(text, cgroupfs):
+        if options == ("v2",):
+            names: tuple[str, ...] = ()
+            subsys = wire.V2
+        else:
+            names = tuple(name for name in options if _V1_NAMES.get(name, name) in controllers)
+            if not names:
+                continue  # name=systemd has no controller by which a task's cgroup could be found
+            subsys = controllers[_V1_NAMES.get(names[0], names[0])]
+        info = told.get(subsys)
+        if info is None or (subsys != wire.V2 and info.hierarchy == 0):
+            continue
+        try:
+            inode = os.stat(point).st_ino
+        except OSError:
+            continue
+        trusted = inode == info.root if info.root else initial and root == "/"
+        mount = Mount(point, names, HierarchyInfo(info.subsys, info.hierarchy, info.root or inode), trusted)
+        if info.hierarchy not in found or (trusted and not found[info.hierarchy].trusted):
+            found[info.hierarchy] = mount
+    if not found:
+        raise MissingError(
+            "no cgroup hierarchy is mounted", cgroupfs, "mount one, or name its place with --cgroupfs"
+        )
+    return sorted(found.values(), key=_rank)
+
+
+def _rank(mount: Mount) -> tuple[int, str]:
+    if not mount.controllers:
+        return -1, ""
+    places = [_PREFERENCE.index(name) for name in mount.controllers if name in _PREFERENCE]
+    return min(places, default=len(_PREFERENCE)), mount.name
+
+
+def _from_procfs(procfs: str, controllers: Mapping[str, int]) -> Iterator[HierarchyInfo]:
+    for line in Path(procfs, "self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        number, names, _ = line.split(":", 2)
+        if not names:
+            yield HierarchyInfo(wire.V2, 0, 0)
+        for name in names.split(","):
+            subsys = controllers.get(_V1_NAMES.get(name, name))
+            if subsys is not None:
+                yield HierarchyInfo(subsys, int(number), 0)
+
+
+class CgroupNames:
+    """Name chains of the cgroups of one mount, by id. Needs CAP_DAC_READ_SEARCH."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.mount = mount
+        self._fd = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._handle = _Handle(8, _FILEID_KERNFS, 0)
+
+    def _path(self, cgroup: int) -> str | None:
+        self._handle.id = cgroup
+        fd = _libc.open_by_handle_at(self._fd, ctypes.addressof(self._handle), _O_PATH | os.O_CLOEXEC)
+        if fd < 0:
+            return None  # ESTALE: removed
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    def chain(self, cgroup: int) -> list[tuple[int, str]] | None:
+        """(id, name) of each cgroup from below the root down to this one; empty for the root itself.
+
+        ``None`` where it cannot be told: removed, or a mount whose paths are not to be trusted. Names are decoded as
+        everywhere (``backslashreplace``).
+        """
+        if not self.mount.trusted:
+            return None
+        if cgroup == self.mount.info.root:
+            return []
+        path = self._path(cgroup)
+        base = self.mount.path.rstrip("/") + "/"
+        if path is None or not path.startswith(base):
+            return None
+        links, at = [], base
+        try:
+            for name in path[len(base) :].split("/"):
+                at += name
+                links.append((os.stat(at).st_ino, readable(os.fsencode(name))))
+                at += "/"
+        except OSError:
+            return None  # removed or renamed meanwhile
+        return links if links[-1][0] == cgroup else None
+
+    def close(self) -> None:
+        """Closes the mount."""
+        os.close(self._fd)
+
+
+def readable(name: bytes) -> str:
+    """A cgroup's name or a process's as text; bytes that are no UTF-8 read ``\\xNN``."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def walk(mount: Mount) -> Iterator[tuple[str, bool]]:
+    """(path below the mount, whether a process is in it) of every cgroup of a hierarchy."""
+    for folder, _, _ in os.walk(mount.path):
+        try:
+            populated = bool(Path(folder, "cgroup.procs").read_bytes().strip())
+        except OSError:
+            populated = False
+        yield folder[len(mount.path.rstrip("/")) :] or "/", populated

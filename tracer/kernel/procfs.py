@@ -1,0 +1,89 @@
+"""What ``/proc`` tells of one process: for processes whose slot is empty, and where there is no task iterator.
+
+Text of ``/proc`` is a snapshot of a number, not of a process: callers bracket it with a pidfd (``tracer.pidfd``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+class Stat(NamedTuple):
+    """From ``/proc/<pid>/stat``: ``start`` in boot time nanoseconds, to the tick (10 ms)."""
+
+    comm: bytes
+    state: str
+    ppid: int
+    start: int
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            chunks = []
+            while chunk := file.read(1 << 16):
+                chunks.append(chunk)
+            return b"".join(chunks)
+    except OSError:
+        return None
+
+
+def stat(procfs: str, pid: int) -> Stat | None:
+    """``None`` where there is no such process. The name may hold anything, also brackets and spaces."""
+    text = _read(f"{procfs}/{pid}/stat")
+    if text is None:
+        return None
+    opening, closing = text.find(b"("), text.rfind(b")")
+    fields = text[closing + 2 :].split()
+    if opening < 0 or len(fields) < 20:
+        return None
+    return Stat(text[opening + 1 : closing], fields[0].decode(), int(fields[1]), int(fields[19]) * _TICK)
+
+
+def process_of(procfs: str, tid: int) -> int | None:
+    """The process that a thread ID belongs to; ``None`` where there is none."""
+    text = _read(f"{procfs}/{tid}/status")
+    for line in (text or b"").splitlines():
+        if line.startswith(b"Tgid:"):
+            return int(line[5:])
+    return None
+
+
+def living_thread(procfs: str, pid: int) -> int | None:
+    """A thread of the process that has not ended, the leader if it lives; ``None`` for a zombie."""
+    try:
+        threads = sorted((int(name) for name in os.listdir(f"{procfs}/{pid}/task")), key=lambda tid: tid != pid)
+    except (OSError, ValueError):
+        return None
+    for tid in threads:
+        seen = stat(f"{procfs}/{pid}/task", tid)
+        if seen and seen.state not in "ZX":
+            return tid
+    return None
+
+
+def cgroup_path(procfs: str, pid: int, hierarchy: int) -> str | None:
+    """The path in the hierarchy of that number (0: v2) as ``/proc/<pid>/cgroup`` has it, of a living thread.
+
+    A dead leader keeps its old cgroup on v2 and reads "/" on v1, while its threads may have moved on.
+    """
+    thread = living_thread(procfs, pid)
+    if thread is None:
+        return None
+    text = _read(f"{procfs}/{pid}/task/{thread}/cgroup")
+    for line in (text or b"").split(b"\n"):
+        number, _, rest = line.partition(b":")
+        if number == str(hierarchy).encode():
+            return rest.partition(b":")[2].decode("utf-8", "surrogateescape")
+    return None
+
+
+def pids(procfs: str) -> Iterator[int]:
+    """All processes that ``/proc`` lists."""
+    for name in os.listdir(procfs):
+        if name.isdigit():
+            yield int(name)
