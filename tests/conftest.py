@@ -1,0 +1,49 @@
+"""What every test may rely on: markers that are checked before a test starts, and ``require``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+CONTAINER_TOOLS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox")
+CLUSTER_TOOLS = (*CONTAINER_TOOLS, "go", "openssl", "ip")
+CLUSTER_TIMEOUT = 1800  # seconds; the first run builds Kubernetes
+
+
+def require(condition: object, reason: str) -> None:
+    """Skip the test, saying why, unless ``condition`` is true; with ``PODTRACER_TEST_REQUIRE=1`` fail it."""
+    if condition:
+        return
+    if os.environ.get("PODTRACER_TEST_REQUIRE") == "1":
+        pytest.fail(f"{reason} (and PODTRACER_TEST_REQUIRE=1 allows no skip)", pytrace=False)
+    pytest.skip(reason)
+
+
+def lacking(marker: str) -> Iterator[str]:
+    """Why a test with this marker cannot run here; nothing when it can."""
+    if marker in ("root", "container", "cluster") and os.geteuid() != 0:
+        yield "needs root"
+    if marker == "root" and importlib.util.find_spec("bcc") is None:
+        yield "needs bcc (python3-bpfcc)"
+    for tool in {"container": CONTAINER_TOOLS, "cluster": CLUSTER_TOOLS}.get(marker, ()):
+        if shutil.which(tool) is None:
+            yield f"needs {tool}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture is made, check what the test's markers ask for."""
+    for marker in item.iter_markers():
+        for reason in lacking(marker.name):
+            require(False, reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests on the cluster the time that building and starting it may take."""
+    for item in items:
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(CLUSTER_TIMEOUT))
