@@ -256,9 +256,7 @@ class Identity:
             "source": p.source.value if p else None,
             "age_ms": max(0.0, round((clock.now - p.since) / 1e6, 1)) if p else None,
             "pods_from": w.pods_from,
-            "pods_age_ms": max(0.0, round((clock.now - self.pods_at) / 1e6, 1))
-            if self.pods_at is not None
-            else None,
+            "pods_age_ms": max(0.0, round((clock.now - self.pods_at) / 1e6, 1)) if self.pods_at is not None else None,
             "namespace": w.namespace,
             "service_account": w.service_account,
             "pod": w.pod,

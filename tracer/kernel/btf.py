@@ -8,6 +8,7 @@ Format: Documentation/bpf/btf.rst.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from array import array
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class Btf:
 
     def _walk(self) -> tuple[array[int], dict[int, int]]:
         """Where each type starts, and which struct, union or enum has a name (by the name's offset)."""
-        words, starts, named = self._words, array("I", [0]), {}
+        words, starts = self._words, array("I", [0])
+        named: dict[int, int] = {}
         fixed = [_FIXED.get(kind, 0) + 3 for kind in range(32)]
         each = [_EACH.get(kind, 0) for kind in range(32)]
         at, end = 0, len(words)
@@ -185,10 +187,8 @@ def macros(btf: Btf) -> dict[str, int]:
                 f"{spellings[0][0]}.{spellings[0][1]} is missing from its BTF",
                 "please report the kernel version",
             )
-    try:
+    with contextlib.suppress(KeyError):  # before pidfs
         found["O_PID_INO"] = btf.offset(*_PIDFS)
-    except KeyError:
-        pass  # before pidfs
     found["S_UPID"] = btf.size("upid")
     found["PIDTYPE_TGID"] = btf.enum("pid_type")["PIDTYPE_TGID"]
     found["SUBSYS_COUNT"] = btf.enum("cgroup_subsys_id")["CGROUP_SUBSYS_COUNT"]

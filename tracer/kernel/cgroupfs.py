@@ -109,9 +109,7 @@ def find_mounts(
         if info.hierarchy not in found or (trusted and not found[info.hierarchy].trusted):
             found[info.hierarchy] = mount
     if not found:
-        raise MissingError(
-            "no cgroup hierarchy is mounted", cgroupfs, "mount one, or name its place with --cgroupfs"
-        )
+        raise MissingError("no cgroup hierarchy is mounted", cgroupfs, "mount one, or name its place with --cgroupfs")
     return sorted(found.values(), key=_rank)
 
 

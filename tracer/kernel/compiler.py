@@ -75,7 +75,7 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
 
 
 def _permission(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.EPERM or "Operation not permitted" in str(error)
+    return (isinstance(error, OSError) and error.errno == errno.EPERM) or "Operation not permitted" in str(error)
 
 
 def main() -> None:

@@ -224,9 +224,7 @@ class Programs:
                         "podtracer needs Linux 5.8 with cgroups and BPF",
                     ) from error
                 missing.append(tracepoint)
-        self.features = Features(
-            self.features.no_table, self.features.no_iterator, self.features.pidfs, tuple(missing)
-        )
+        self.features = Features(self.features.no_table, self.features.no_iterator, self.features.pidfs, tuple(missing))
 
     def read_iterator(self) -> tuple[ScanHeader, list[tuple[int, ...]]] | None:
         """Runs the iterator, which writes the slots of all processes once ``configure`` was called; answers its

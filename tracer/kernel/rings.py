@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
+from typing import Any
 
 _BUSY = 1 << 31
 _LENGTH = (1 << 30) - 1
@@ -29,9 +29,7 @@ class Ring:
         self._size = pages * 4096
         self._mask = self._size - 1
         self._consumer_map = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._producer_map = mmap.mmap(
-            fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
-        )
+        self._producer_map = mmap.mmap(fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._consumer = memoryview(self._consumer_map)[:8].cast("Q")
         self._producer = memoryview(self._producer_map)[:8].cast("Q")
         self._data = memoryview(self._producer_map)[page:]
@@ -46,7 +44,7 @@ class Ring:
         """Unread bytes."""
         return self._producer[0] - self._consumer[0]
 
-    def drain(self, at_most: int = 1 << 20) -> list[tuple[object, ...]]:
+    def drain(self, at_most: int = 1 << 20) -> list[tuple[Any, ...]]:
         """Up to ``at_most`` records in order, each the tuple of its layout."""
         stride = self._layout.size
         at = self._consumer[0]
@@ -54,7 +52,7 @@ class Ring:
         if there <= 0:
             return []
         start = at & self._mask
-        records = []
+        records: list[tuple[Any, ...]] = []
         append = records.append
         with self._data[start : start + there * stride] as batch:
             for length, _, *fields in self._layout.iter_unpack(batch):
@@ -71,11 +69,3 @@ class Ring:
             view.release()
         self._consumer_map.close()
         self._producer_map.close()
-
-
-def iterate(ring: Ring, batch: int = 1024) -> Iterator[list[tuple[object, ...]]]:
-    """All that is there, in batches, so that the caller can look at something more urgent between two."""
-    while records := ring.drain(batch):
-        yield records
-        if len(records) < batch:
-            return

@@ -1,0 +1,296 @@
+"""The kernel's news carried into the index: draining, repairing what was lost, and settling on a hierarchy.
+
+Births come first, always: they are few and urgent, and behind ten thousand unread forks they would be late. All of
+this runs under one lock, which look-ups take only where the fast way does not do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from tracer import pidfd
+from tracer.clock import boottime
+from tracer.errors import MissingError
+from tracer.identity.index import Index
+from tracer.kernel import cgroupfs, procfs
+from tracer.kernel.cgroupfs import CgroupNames, Mount
+from tracer.kernel.loader import Programs, ScanHeader
+from tracer.kernel.slots import Slot
+from tracer.model import CgroupEvent, CgroupEventKind, Event, ProcessEvent, ProcessEventKind
+from tracer.scout import Scout, first_choice
+
+_BATCH = 512  # process records between two looks at the ring of births
+_RESCAN_GAP = 100_000_000  # ns between two scans at least
+_MISSED_GAP = 5_000_000_000  # ns between two looks at runs that the kernel left out: a few files to read
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
+
+# Places in Programs.lost().
+_LOST_PROCESS, _LOST_CGROUP, _SPILLED = 0, 1, 5
+
+
+class Feed:
+    """Everything between the programs and the index. Its methods want ``lock`` held, but for ``behind``.
+
+    ``publish`` gets the events that come of it.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        index: Index,
+        *,
+        procfs_dir: str,
+        cgroupfs_dir: str,
+        publish: Callable[[list[Event]], None],
+        lock: threading.RLock,
+    ) -> None:
+        self.lock = lock
+        self.programs = programs
+        self.index = index
+        self.repairs = 0
+        self._procfs = procfs_dir
+        self._publish = publish
+        found = programs.read_iterator()
+        self.header = found[0] if found else self._header_without_iterator()
+        self.mounts = cgroupfs.find_mounts(
+            cgroupfs_dir, procfs_dir, programs.controllers, self.header.hierarchies or None
+        )
+        self.mount, certain = first_choice(self.mounts)
+        self.names = CgroupNames(self.mount)
+        self._scout: Scout | None = None if certain else Scout(self.mounts, self.mount)
+        self._seen = programs.lost()
+        self._missed = 0
+        self._missed_at = 0
+        self._scan_due: int | None = None
+        self._scan_after = 0
+
+    def _header_without_iterator(self) -> ScanHeader:
+        inum = os.stat(os.path.join(self._procfs, "self/ns/pid")).st_ino
+        if inum != _INITIAL_PID_NAMESPACE:
+            raise MissingError(
+                "the level of this PID namespace cannot be told without a task iterator",
+                f"pid namespace {inum}",
+                "run podtracer in the host's PID namespace",
+            )
+        return ScanHeader(0, inum, ())
+
+    # ---- start ----
+
+    def start(self) -> None:
+        """Attach first, then scan: whoever is born between is told by both, whoever moves between is stored again."""
+        self._configure()
+        self.programs.attach()
+        self.index.hierarchy = self.mount.info.hierarchy
+        self.index.cgroups.track(self.mount.info.root)
+        self.scan()
+        now = boottime()
+        self._look_elsewhere(now)
+        self._publish(self.index.refresh(now))
+
+    def _configure(self) -> None:
+        self.programs.configure(
+            hierarchy=self.mount.info,
+            ns_level=self.header.ns_level,
+            ns_inum=self.header.ns_inum,
+            all_births=self._scout is not None,
+            report_unseen=self.programs.features.no_iterator is not None,
+        )
+
+    # ---- draining ----
+
+    def behind(self) -> bool:
+        """Whether anything is unread: a few reads of memory, without the lock."""
+        return self.programs.processes.pending() or self.programs.cgroups.pending()
+
+    def drain(self) -> None:
+        """Takes all news in."""
+        self._drain_cgroups()
+        while records := self.programs.processes.drain(_BATCH):
+            events = []
+            for record in records:
+                event = self._process(ProcessEvent._make(record))
+                if event is not None:
+                    events.append(event)
+            if events:
+                self._publish(events)
+            self._drain_cgroups()
+
+    def _process(self, event: ProcessEvent) -> Event | None:
+        # A record only names a PID: where the process is now, its slot knows. The record's own word serves one that
+        # is gone.
+        hierarchy, cgroup = event.hierarchy, event.cgroup
+        if event.kind != ProcessEventKind.EXIT:
+            slot = self.programs.slots.read(event.pid)
+            if slot is not None and slot.ino == event.ino:
+                hierarchy, cgroup = slot.hierarchy, slot.cgroup
+        if hierarchy == self.index.hierarchy:
+            self.name(cgroup)
+            if event.kind == ProcessEventKind.ATTACH and event.arg:
+                self.name(event.arg)
+        return self.index.process_event(event, hierarchy, cgroup)
+
+    def _drain_cgroups(self) -> None:
+        for record in self.programs.cgroups.drain():
+            size, name = record[-2:]
+            event = CgroupEvent._make((*record[:-2], name[:size]))
+            if event.hierarchy == self.index.hierarchy:
+                self.index.cgroups.apply(event)
+                if event.kind == CgroupEventKind.MKDIR:
+                    self.name(event.id)  # considered at birth, before anyone asks
+            elif event.kind == CgroupEventKind.MKDIR and self._scout and self._scout.born(event.hierarchy, event.id):
+                self.index.uncertain = True
+
+    def name(self, cgroup: int) -> bool:
+        """Has the index know a cgroup, by reading its names if need be. False where they cannot be told."""
+        if self.index.locate(cgroup) is not None:
+            return True
+        chain = self.names.chain(cgroup)
+        if chain is None:
+            return False
+        self.index.cgroups.learn(chain, boottime())
+        return self.index.locate(cgroup) is not None
+
+    # ---- what goes wrong, and is repaired ----
+
+    def care(self, now: int) -> int | None:
+        """What is to be done from time to time; answers in how many nanoseconds it is to be called again, at the
+        latest, ``None`` for no wish."""
+        self._look_elsewhere(now)
+        self._count_losses(now)
+        if self._scan_due is not None and now >= self._scan_due:
+            self._rescan()
+        self._publish(self.index.tick(now))
+        if self._scan_due is not None:
+            return max(0, self._scan_due - now)
+        return 10_000_000 if self._scout else None
+
+    def want_scan(self) -> None:
+        """Asks for a scan soon: a slot was found empty, or records were lost."""
+        if self._scan_due is None:
+            self._scan_due = max(boottime(), self._scan_after)
+
+    def _count_losses(self, now: int) -> None:
+        counts = self.programs.lost()
+        if now - self._missed_at > _MISSED_GAP:
+            self._missed_at = now
+            missed = self.programs.counters()["missed"]
+            if missed != self._missed:
+                self._missed = missed
+                self.want_scan()
+        if counts == self._seen:
+            return
+        grown = [new - old for new, old in zip(counts, self._seen, strict=True)]
+        self._seen = counts
+        if grown[_LOST_CGROUP]:
+            # Perhaps a rename: every name is read again, those of containers first.
+            homes = [entry.home for entry in self.index.cgroups.containers() if entry.live]
+            self.index.cgroups.forget_names()
+            for home in homes:
+                self.name(home)
+        lost = grown[_LOST_PROCESS] + grown[_LOST_CGROUP]
+        if lost:
+            self._publish([Event("lost", now, None, {"count": lost})])
+        if any(grown[:_SPILLED]):
+            self.want_scan()
+
+    def _rescan(self) -> None:
+        started = boottime()
+        self._scan_due = None
+        self.scan()
+        took = boottime() - started
+        self._scan_after = boottime() + max(_RESCAN_GAP, 3 * took)
+
+    def scan(self) -> None:
+        """Looks at every process: writes the slots anew, adds what was missed, ends what is over."""
+        started = boottime()
+        found = self.programs.read_iterator()
+        records = [ProcessEvent._make(record) for record in found[1]] if found else list(self._scan_procfs())
+        alive = {record.pid: record.ino for record in records}
+        events = [event for record in records if (event := self._process(record)) is not None]
+        for pid, known in self.index.processes.items():
+            # Ending just now: full still, and so its exit record is yet to come.
+            slot = self.programs.slots.read(pid) if pid not in alive else None
+            if slot is not None and slot.ino == known.key.ino:
+                alive[pid] = slot.ino
+        events += self.index.reconcile(alive, started)
+        if found:
+            self.programs.slots.sweep(alive)
+        self._publish(events)
+
+    def _scan_procfs(self) -> Iterator[ProcessEvent]:
+        for pid in procfs.pids(self._procfs):
+            with pidfd.pinned(pid) as fd:
+                slot = self.slot_from_procfs(pid, fd) if fd is not None else None
+                stat = procfs.stat(self._procfs, pid)
+                if slot is None or stat is None or fd is None or not pidfd.alive(fd):
+                    continue
+            yield ProcessEvent(
+                ProcessEventKind.SCAN,
+                pid,
+                stat.ppid,
+                slot.hierarchy,
+                boottime(),
+                stat.start,
+                slot.ino,
+                slot.cgroup,
+                0,
+                stat.comm,
+            )
+
+    def slot_from_procfs(self, pid: int, fd: int) -> Slot | None:
+        """What the process's slot should say, from ``/proc``; ``fd`` is its pidfd. ``None`` where it has ended or
+        its cgroup cannot be told."""
+        path = procfs.cgroup_path(self._procfs, pid, self.mount.info.hierarchy)
+        if path is None or not self.mount.trusted:
+            return None
+        try:
+            cgroup = os.stat(self.mount.path.rstrip("/") + path).st_ino
+        except OSError:
+            return None
+        if self.programs.features.pidfs:
+            ino = pidfd.inode(fd)
+        else:
+            stat = procfs.stat(self._procfs, pid)
+            ino = stat.start if stat else 0
+        return Slot(ino, self.mount.info.hierarchy, cgroup) if ino and pidfd.alive(fd) else None
+
+    # ---- which hierarchy ----
+
+    def _homes(self) -> Iterator[str]:
+        """Paths of the containers' cgroups in the tracked hierarchy."""
+        for entry in self.index.cgroups.containers():
+            view = self.index.locate(entry.home) if entry.live and entry.root is not None else None
+            if view is not None and view.cgroup.path is not None:
+                yield view.cgroup.path
+
+    def _look_elsewhere(self, now: int) -> None:
+        if self._scout is None:
+            return
+        certain = self._scout.look(self._homes, now)
+        self.index.uncertain = bool(self._scout)
+        if certain is None:
+            return
+        if certain is not self.mount:
+            self._switch(certain)
+        self._scout.close()
+        self._scout = None
+        self._configure()
+        self._publish(self.index.decided(now))
+
+    def _switch(self, mount: Mount) -> None:
+        """Tracks another hierarchy. Until the scan is over slots carry the old one's number, which tells."""
+        self.names.close()
+        self.mount, self.names = mount, CgroupNames(mount)
+        self.index.hierarchy = mount.info.hierarchy
+        self.index.cgroups.track(mount.info.root)
+        self._configure()
+        self.scan()
+
+    def close(self) -> None:
+        """Detaches the programs and closes what is open."""
+        if self._scout is not None:
+            self._scout.close()
+        self.names.close()
+        self.programs.close()

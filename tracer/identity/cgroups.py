@@ -1,0 +1,258 @@
+"""The tree of cgroups as the kernel's records tell it, and which container each of them belongs to.
+
+Records carry a cgroup's own name and its parent's id; a path is only ever built from the chain of them, so nothing is
+cut and a rename moves the whole subtree. Which container a cgroup belongs to follows the strict rule
+(``cgroup_path``), with one memory: a cgroup that was once resolved stays bound to its container, and so does all
+below it, until the kernel releases it, whatever is renamed or learnt later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from tracer.identity.cgroup_path import PathMatch, match_strict
+from tracer.model import (
+    Cgroup,
+    CgroupEvent,
+    CgroupEventKind,
+    Container,
+    ContainerRef,
+    Pod,
+    Process,
+    ProcessKey,
+    State,
+    Workload,
+)
+
+# A released cgroup is remembered for this long: records of its last processes may still be unread.
+_KEPT = 60_000_000_000
+# Processes announced before their container was known, whose resolution is announced in turn.
+_AWAITING = 4096
+
+
+class Entry:
+    """A container's own cgroup, and what is known of the container. Changes as sources tell more.
+
+    ``home`` is the cgroup's id, ``root`` the kubepods root above it (``None`` for a container below no pod segment),
+    ``born`` when it was made or first seen, ``live`` whether it still has a directory. ``pod`` and ``container`` are
+    set once it was resolved.
+    """
+
+    __slots__ = (
+        "awaiting",
+        "born",
+        "container",
+        "home",
+        "live",
+        "pod",
+        "pods_at",
+        "ref",
+        "root",
+        "wanted",
+        "workload",
+    )
+
+    def __init__(self, ref: ContainerRef, home: int, root: str | None, born: int, workload: Workload) -> None:
+        self.ref = ref
+        self.home = home
+        self.root = root
+        self.born = born
+        self.live = True
+        self.wanted = False
+        self.workload = workload
+        self.pods_at: int | None = None
+        self.pod: Pod | None = None
+        self.container: Container | None = None
+        self.awaiting: dict[ProcessKey, tuple[Process, Cgroup]] = {}
+
+    def await_resolution(self, key: ProcessKey, process: Process, cgroup: Cgroup) -> None:
+        """Remembers a process that was announced without its identity; the oldest go first."""
+        self.awaiting.pop(key, None)
+        self.awaiting[key] = (process, cgroup)
+        if len(self.awaiting) > _AWAITING:
+            self.awaiting.pop(next(iter(self.awaiting)))
+
+
+class View:
+    """A cgroup as a look-up sees it: its container's entry, or the workload of a cgroup that is in none."""
+
+    __slots__ = ("cgroup", "entry", "workload")
+
+    def __init__(self, cgroup: Cgroup, entry: Entry | None, workload: Workload) -> None:
+        self.cgroup = cgroup
+        self.entry = entry
+        self.workload = workload
+
+
+class _Node:
+    __slots__ = ("born", "name", "parent")
+
+    def __init__(self, parent: int, name: str, born: int) -> None:
+        self.parent = parent
+        self.name = name
+        self.born = born
+
+
+_HOST_TEXT = {
+    "no_container": "its cgroup belongs to no container",
+    "conmon": "it is the container's monitor, not the container",
+    "pod_cgroup": "it is in a pod's cgroup, but in none of its containers",
+    "outside_root": "its cgroup only looks like a pod's: it is not below the node's kubepods root",
+}
+
+
+def _host(match: PathMatch) -> Workload:
+    why = match.why or "no_container"
+    return Workload(State.HOST, why, _HOST_TEXT.get(why), pod_uid=match.pod_uid)
+
+
+class CgroupTree:
+    """The cgroups of the tracked hierarchy. Pure: names come in as records and as chains."""
+
+    def __init__(self, prefix: str | None = None) -> None:
+        self._prefix = prefix
+        self._top = 0
+        self._nodes: dict[int, _Node] = {}
+        self._bound: dict[int, Entry] = {}
+        self._released: deque[tuple[int, int]] = deque()
+        self.views: dict[int, View] = {}
+        self.entries: dict[int, Entry] = {}
+        self.root: str | None = prefix
+        # Entries that nobody has considered yet, and whether any entry changed since that was last asked.
+        self.fresh: list[Entry] = []
+        self.changed = False
+
+    def track(self, top: int) -> None:
+        """Starts anew on another hierarchy, whose root cgroup has the id ``top``."""
+        self.__init__(self._prefix)  # type: ignore[misc]
+        self._top = top
+
+    def apply(self, event: CgroupEvent) -> None:
+        """Takes a birth, removal, release or rename in."""
+        if event.kind == CgroupEventKind.MKDIR:
+            name = event.name.decode("utf-8", "backslashreplace")
+            self._nodes[event.id] = _Node(event.parent, name, event.time)
+            self.views.pop(event.id, None)
+        elif event.kind == CgroupEventKind.RENAME:
+            if (node := self._nodes.get(event.id)) is not None:
+                node.name, node.parent = event.name.decode("utf-8", "backslashreplace"), event.parent
+                self.views.clear()
+        else:
+            if (entry := self.entries.get(event.id)) is not None:
+                entry.live = False
+                self.changed = True
+            if event.kind == CgroupEventKind.RELEASE:
+                self._released.append((event.time, event.id))
+
+    def learn(self, chain: Iterable[tuple[int, str]], now: int) -> None:
+        """Takes in the (id, name) of each cgroup from below the root down to one whose records we do not have."""
+        parent = self._top
+        for cgroup, name in chain:
+            node = self._nodes.get(cgroup)
+            if node is None:
+                self._nodes[cgroup] = _Node(parent, name, now)
+            elif (node.parent, node.name) != (parent, name):
+                node.parent, node.name = parent, name
+                self.views.clear()
+            parent = cgroup
+
+    def forget_names(self) -> None:
+        """Drops every name, to be read again: a record was lost, perhaps that of a rename. Bindings stay."""
+        self._nodes.clear()
+        self.views.clear()
+
+    def prune(self, now: int) -> None:
+        """Drops what was released long enough ago for no unread record to name it."""
+        while self._released and self._released[0][0] < now - _KEPT:
+            _, cgroup = self._released.popleft()
+            for table in (self._nodes, self.views, self._bound, self.entries):
+                table.pop(cgroup, None)
+
+    def _chain(self, cgroup: int) -> list[tuple[int, _Node]] | None:
+        """(id, node) from below the root down to the cgroup, ``None`` where a link is missing."""
+        links: list[tuple[int, _Node]] = []
+        while cgroup != self._top:
+            node = self._nodes.get(cgroup)
+            if node is None or len(links) > 4096:  # deeper than any; a cycle cannot be, short of lost records
+                return None
+            links.append((cgroup, node))
+            cgroup = node.parent
+        links.reverse()
+        return links
+
+    def locate(self, cgroup: int) -> View | None:
+        """The view of a cgroup; ``None`` where its chain of names is not known and has to be learnt first."""
+        view = self.views.get(cgroup)
+        if view is not None:
+            return view
+        chain = self._chain(cgroup)
+        if chain is None:
+            return None
+        path = "/" + "/".join(node.name for _, node in chain)
+        place = Cgroup(cgroup, path)
+        for link, _ in chain:
+            if (entry := self._bound.get(link)) is not None:
+                view = View(place, entry, entry.workload)
+                break
+        else:
+            view = self._match(place, chain)
+        self.views[cgroup] = view
+        return view
+
+    def _match(self, place: Cgroup, chain: list[tuple[int, _Node]]) -> View:
+        assert place.path is not None
+        match = match_strict(place.path, self.root)
+        if match.container is None or match.depth is None:
+            return View(place, None, _host(match))
+        home, node = chain[match.depth]
+        entry = self.entries.get(home)
+        if entry is None or entry.ref != match.container:
+            root = match.root if match.below_pod else None
+            entry = Entry(match.container, home, root, node.born, _first(match))
+            self.entries[home] = entry
+            self.fresh.append(entry)
+            self.changed = True
+        return View(place, entry, entry.workload)
+
+    def bind(self, entry: Entry) -> None:
+        """Ties a resolved container's cgroup, and with it all below, to this container until it is released."""
+        self._bound[entry.home] = entry
+
+    def learn_root(self, listed: Iterable[Entry]) -> None:
+        """Takes the node's kubepods root from containers that a source lists: the one nearest the top, since what
+        lies below a container may be made to look like anything."""
+        if self._prefix is not None:
+            return
+        roots = {entry.root for entry in listed if entry.root is not None}
+        if not roots:
+            return
+        best = min(roots, key=lambda root: (root.count("/"), root))
+        if self.root is None or best.count("/") < self.root.count("/"):
+            self.root = best
+            for home in [home for home, entry in self.entries.items() if not self._under(entry)]:
+                del self.entries[home]
+                self._bound.pop(home, None)
+            self.views.clear()
+
+    def _under(self, entry: Entry) -> bool:
+        return entry.root is None or entry.root == self.root
+
+    def containers(self) -> Iterator[Entry]:
+        """Every container's cgroup that is known."""
+        return iter(tuple(self.entries.values()))
+
+
+def _first(match: PathMatch) -> Workload:
+    """What is known of a container before any source was asked."""
+    assert match.container is not None
+    ref = match.container
+    if match.below_pod:
+        return Workload(
+            State.PENDING,
+            "not_listed_yet",
+            "no source lists this container yet",
+            pod_uid=ref.pod_uid,
+            container_id=ref.container_id,
+        )
+    return Workload(State.HOST, "not_a_pod", "a container that belongs to no pod", container_id=ref.container_id)

@@ -1,0 +1,361 @@
+"""The whole tracer in one process: programs, index and pod data, wired together and kept live.
+
+with Tracer() as tracer:
+    print(tracer.lookup(4321).workload.pod)
+    for event in tracer.watch():
+        ...
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tracer import pidfd
+from tracer.clock import boottime
+from tracer.errors import TracerError
+from tracer.feed import Feed
+from tracer.identity.index import Index, Rules, gone
+from tracer.kernel import machine, procfs
+from tracer.kernel.cgroupfs import readable
+from tracer.kernel.loader import Features, Programs
+from tracer.kernel.slots import Slot
+from tracer.model import Event, Identity, Process, ProcessKey, Source, State
+from tracer.settings import Settings
+from tracer.watching import Watch
+
+if TYPE_CHECKING:
+    from tracer.sources.kubelet import KubeletSource, PodFetch, SourceState
+
+_DRAIN = 0.05  # seconds between two looks at the ring of processes
+_log = logging.getLogger("podtracer")
+
+
+class Tracer:
+    """Every process of this node, with its workload, from memory.
+
+    ``warn`` gets sentences for a person (an absent kubelet, say); the default logs them. Raises ``PermissionMissing``
+    and ``MissingError`` where this machine or user cannot trace, from ``start`` or on entering the context.
+
+    Look-ups may come from any thread.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, warn: Callable[[str], None] | None = None) -> None:
+        self.settings = settings or Settings()
+        self._warn = warn or _log.warning
+        self._index = Index(
+            Rules(
+                give_up=round(self.settings.poll_budget * 1e9),
+                max_stale=round(self.settings.pods_max_stale * 1e9),
+                prefix=self.settings.cgroup_prefix,
+                disable_container_selectors=self.settings.disable_container_selectors,
+            )
+        )
+        self._watches: list[Watch] = []
+        self._news = threading.Condition()
+        self._synced = False
+        self._source: KubeletSource | None = None
+        self._thread: threading.Thread | None = None
+        self._feed: Feed | None = None
+        self._wake = -1
+        self._stopping = False
+        self._lock = threading.RLock()
+
+    # ---- life ----
+
+    def start(self) -> None:
+        """Loads and attaches the programs, scans what runs already, and starts to ask for pods."""
+        machine.check()
+        self._start_source()  # fetches while the programs compile
+        try:
+            self._start_feed()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_feed(self) -> None:
+        programs = Programs()
+        try:
+            self._feed = Feed(
+                programs,
+                self._index,
+                procfs_dir=self.settings.procfs,
+                cgroupfs_dir=self.settings.cgroupfs,
+                publish=self._publish,
+                lock=self._lock,
+            )
+        except BaseException:
+            programs.close()
+            raise
+        with self._lock:
+            self._feed.start()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="podtracer-feed", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Detaches everything. Watches end; may be called twice."""
+        if self._source is not None:
+            self._source.stop()
+            self._source = None
+        self._stopping = True
+        if self._thread is not None:
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
+            self._thread = None
+        for watch in tuple(self._watches):
+            watch.close()
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def __enter__(self) -> Tracer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def features(self) -> Features:
+        """Which ways were taken on this kernel."""
+        return self._live.programs.features
+
+    @property
+    def hierarchy(self) -> str:
+        """Name of the cgroup hierarchy that is tracked: ``v2``, or the controllers of a v1 one."""
+        return self._live.mount.name
+
+    def counters(self) -> dict[str, int]:
+        """Lost records and slots, runs the kernel left out, slots repaired: all of them 0 on a good day."""
+        return {**self._live.programs.counters(), "repairs": self._live.repairs}
+
+    @property
+    def _live(self) -> Feed:
+        if self._feed is None:
+            raise RuntimeError("the tracer is not running: use it as a context manager, or call start()")
+        return self._feed
+
+    # ---- asking ----
+
+    def lookup(self, pid: int, *, verify: bool = False) -> Identity:
+        """Who has this PID. A thread's ID is answered as its process (``asked`` keeps the number).
+
+        The answer is for whoever had the PID when the slot was read. ``verify`` makes sure that the process still
+        lived after that, at the price of two system calls; before pidfs (Linux 6.9) that is always done.
+        """
+        feed = self._live
+        if feed.behind() and feed.lock.acquire(blocking=False):
+            try:
+                feed.drain()
+            finally:
+                feed.lock.release()
+        slot = feed.programs.slots.read(pid)
+        if slot is None or verify or not feed.programs.features.pidfs:
+            return self._lookup_pinned(pid)
+        return self._answer(pid, slot)
+
+    def lookup_pidfd(self, fd: int) -> Identity:
+        """Who the process behind a pidfd is; ``gone`` once it has ended, whoever has its number then."""
+        pid = pidfd.number(fd)
+        if pid is None or not pidfd.alive(fd):
+            return gone(pid or 0)
+        feed = self._live
+        slot = feed.programs.slots.read(pid) or self._repair(pid, fd)
+        if slot is None or (feed.programs.features.pidfs and slot.ino != pidfd.inode(fd)):
+            return gone(pid)
+        identity = self._answer(pid, slot)
+        return identity if pidfd.alive(fd) else gone(pid)
+
+    def _answer(self, pid: int, slot: Slot) -> Identity:
+        ino, hierarchy, cgroup = slot
+        index = self._index
+        known = index.processes.get(pid)
+        view = index.cgroups.views.get(cgroup)
+        if known is None or known.key.ino != ino or view is None or index.uncertain or hierarchy != index.hierarchy:
+            return self._answer_slowly(pid, slot)
+        entry = view.entry
+        if entry is None:
+            return Identity(known.key, pid, view.workload, view.cgroup, known.process)
+        return Identity(known.key, pid, entry.workload, view.cgroup, known.process, entry.pods_at)
+
+    def _answer_slowly(self, pid: int, slot: Slot) -> Identity:
+        """The cgroup's name or the process's record is not there yet, or it is not certain what counts."""
+        feed = self._live
+        with feed.lock:
+            feed.drain()
+            known = self._index.processes.get(pid)
+            key = ProcessKey(pid, slot.ino)
+            met = known is not None and known.key == key
+            process = known.process if known and met else self._process_from_procfs(pid)
+            if slot.hierarchy == self._index.hierarchy:
+                feed.name(slot.cgroup)
+            return self._index.identify(key, pid, slot.hierarchy, slot.cgroup, process)
+
+    def _process_from_procfs(self, pid: int) -> Process | None:
+        stat = procfs.stat(self.settings.procfs, pid)
+        if stat is None:
+            return None
+        return Process(stat.ppid, readable(stat.comm), stat.start, Source.SCAN, boottime())
+
+    def _lookup_pinned(self, pid: int) -> Identity:
+        """Between a pidfd opened before the slot was read and one that still lives after it, the number was one
+        process's. An empty slot is never "gone" as long as the process lives."""
+        with pidfd.pinned(pid) as fd:
+            if fd is None:
+                leader = procfs.process_of(self.settings.procfs, pid)
+                if leader is None or leader == pid:
+                    return gone(pid)
+                return replace(self.lookup(leader), asked=pid)
+            slot = self._live.programs.slots.read(pid)
+            if slot is None:
+                slot = self._repair(pid, fd)
+            if slot is None:
+                return gone(pid)
+            identity = self._answer(pid, slot)
+            return identity if pidfd.alive(fd) else gone(pid)
+
+    def _repair(self, pid: int, fd: int) -> Slot | None:
+        feed = self._live
+        if not pidfd.alive(fd):
+            return None
+        with feed.lock:
+            feed.repairs += 1
+            if feed.programs.features.no_iterator is None:
+                feed.want_scan()
+            slot = feed.slot_from_procfs(pid, fd)
+        if slot is None and pidfd.alive(fd):
+            # Alive, but no word of where: an identity of unknown place is better than "gone".
+            return Slot(pidfd.inode(fd), feed.mount.info.hierarchy, 0)
+        return slot
+
+    def watch(self, *, snapshot: bool = True) -> Watch:
+        """A stream of events: first a ``snapshot`` of what runs and ``synced``, then live."""
+        feed = self._live
+        watch = Watch(self._unsubscribe)
+        with feed.lock:
+            feed.drain()
+            if snapshot:
+                watch.push(self._index.snapshot(boottime()))
+            watch.push([Event("synced", boottime())])
+            self._watches.append(watch)
+            self._index.watched = True
+        return watch
+
+    def _unsubscribe(self, watch: Watch) -> None:
+        with self._lock:
+            self._watches.remove(watch)
+            self._index.watched = bool(self._watches)
+
+    def wait_synced(self, timeout: float) -> bool:
+        """Waits until the first pod list has come, or it is clear that none will; whether that is so."""
+        with self._news:
+            return self._news.wait_for(lambda: self._synced, timeout)
+
+    def wait_known(self, pids: Sequence[int], timeout: float | None) -> None:
+        """Waits until none of these processes is ``pending``, for ``timeout`` seconds at most."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while any(self.lookup(pid).state is State.PENDING for pid in pids):
+            left = _DRAIN if end is None else min(_DRAIN, end - time.monotonic())
+            if left <= 0:
+                return
+            with self._news:
+                self._news.wait(left)
+
+    # ---- the thread that keeps up ----
+
+    def _run(self) -> None:
+        feed = self._live
+        with select.epoll() as poll:
+            # Only births wake us up; polling the other ring would spin on what is unread.
+            poll.register(feed.programs.cgroups.fd, select.EPOLLIN)
+            poll.register(self._wake, select.EPOLLIN)
+            timeout = _DRAIN
+            while not self._stopping:
+                poll.poll(timeout)
+                try:
+                    with feed.lock:
+                        feed.drain()
+                        soon = feed.care(boottime())
+                    self._tell_source()
+                    timeout = _DRAIN if soon is None else min(_DRAIN, soon / 1e9)
+                except Exception:
+                    # The only thread that keeps the table: it outlives what nobody thought of.
+                    _log.exception("keeping up with the kernel failed")
+                    timeout = _DRAIN
+
+    def _publish(self, events: list[Event]) -> None:
+        if events:
+            for watch in self._watches:
+                watch.push(events)
+
+    # ---- pods ----
+
+    def _start_source(self) -> None:
+        from tracer.sources.kubelet import READ_ONLY_PORT, KubeletClient, KubeletEndpoint, KubeletSource
+
+        if self.settings.kubelet == "none":
+            self._set_synced()
+            return
+        port = self.settings.kubelet_read_only_port or READ_ONLY_PORT
+        self._source = KubeletSource(
+            KubeletClient(KubeletEndpoint.read_only(port)),
+            interval_s=self.settings.refresh_interval,
+            on_pods=self._on_pods,
+            on_state=self._on_state,
+        )
+        self._source.start()
+
+    def _on_pods(self, fetch: PodFetch) -> None:
+        with self._lock:
+            if self._feed is not None:
+                self._feed.drain()
+            events = self._index.pods(
+                fetch.pods.pods,
+                fetch.started,
+                complete=not fetch.pods.skipped,
+                source="kubelet",
+                now=boottime(),
+            )
+            self._publish(events)
+        self._tell_source()
+        self._set_synced()
+
+    def _on_state(self, state: SourceState) -> None:
+        if state.error is not None:
+            kept = "what was known stays" if state.last_success else "identities stay pending"
+            self._warn(f"{state.error}; {kept}" + (f" (hint: {state.error.hint})" if state.error.hint else ""))
+            self._set_synced()
+        elif state.failures:
+            self._warn(f"the kubelet answers again ({state.fetches} requests, {state.failures} failed)")
+
+    def _set_synced(self) -> None:
+        with self._news:
+            self._synced = True
+            self._news.notify_all()
+
+    def _tell_source(self) -> None:
+        source = self._source
+        if source is None:
+            return
+        with self._lock:
+            wanted, settled = self._index.take_wants()
+        for container_id in wanted:
+            source.want(container_id)
+        for container_id in settled:
+            source.settle(container_id)
+
+
+__all__ = ["Tracer", "TracerError"]

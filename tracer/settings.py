@@ -1,0 +1,60 @@
+"""What a tracer can be told, checked once, the same for the command line and for programs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tracer.errors import UsageError
+
+MAX_SECONDS = 10 * 365 * 86400.0
+"""The longest time that may be asked for: ten years, which every timer of the system can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one tracer; times are seconds.
+
+    ``kubelet`` is ``auto`` or ``none``; ``kubelet_read_only_port`` is ``None`` where none was given. ``mode``
+    is ``strict``. Raises :class:`UsageError`, which names the setting, for a value that cannot be used.
+    """
+
+    kubelet: str = "auto"
+    kubelet_read_only_port: int | None = None
+    refresh_interval: float = 10.0
+    pods_max_stale: float = 600.0
+    max_poll_attempts: int = 60
+    poll_retry_interval: float = 0.5
+    node_name: str | None = None
+    cgroup_prefix: str | None = None
+    procfs: str = "/proc"
+    cgroupfs: str = "/sys/fs/cgroup"
+    mode: str = "strict"
+    disable_container_selectors: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kubelet not in ("auto", "none"):
+            raise UsageError(f"{self.kubelet!r} is neither auto nor none", "kubelet", "say auto or none")
+        if self.mode == "parity":
+            raise UsageError("parity is not there yet", "mode", "leave mode out, or say strict")
+        if self.mode != "strict":
+            raise UsageError(f"{self.mode!r} is no mode", "mode", "say strict")
+        port = self.kubelet_read_only_port
+        if port is not None and not 1 <= port <= 65535:
+            raise UsageError(f"{port} is no port", "kubelet-read-only-port", "say a number from 1 to 65535")
+        if self.max_poll_attempts < 1:
+            raise UsageError("less than one attempt", "max-poll-attempts", "say 1 or more")
+        for name, least in (
+            ("refresh_interval", 0.1),
+            ("pods_max_stale", 0.0),
+            ("poll_retry_interval", 0.01),
+        ):
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and least <= seconds <= MAX_SECONDS):
+                key = name.replace("_", "-")
+                raise UsageError(f"{seconds:g}s is out of range", key, f"say {least:g}s or more, ten years at most")
+
+    @property
+    def poll_budget(self) -> float:
+        """How long a container may stay unlisted before its processes are ``unknown``, in seconds."""
+        return self.max_poll_attempts * self.poll_retry_interval
