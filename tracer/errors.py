@@ -51,7 +51,7 @@ class MissingError(TracerError):
     exit_code = 69
 
 
-class PermissionMissing(TracerError):
+class PermissionMissing(TracerError):  # noqa: N818 - it reads as what it says
     """Not root, or without a capability that is needed."""
 
     exit_code = 77

@@ -139,8 +139,11 @@ class Feed:
                 self.index.cgroups.apply(event)
                 if event.kind == CgroupEventKind.MKDIR:
                     self.name(event.id)  # considered at birth, before anyone asks
-            elif event.kind == CgroupEventKind.MKDIR and self._scout and self._scout.born(event.hierarchy, event.id):
+            elif event.kind == CgroupEventKind.MKDIR and self._is_container(event):
                 self.index.uncertain = True
+
+    def _is_container(self, event: CgroupEvent) -> bool:
+        return self._scout is not None and self._scout.born(event.hierarchy, event.id)
 
     def name(self, cgroup: int) -> bool:
         """Has the index know a cgroup, by reading its names if need be. False where they cannot be told."""

@@ -73,15 +73,16 @@ class Tracer:
     def start(self) -> None:
         """Loads and attaches the programs, scans what runs already, and starts to ask for pods."""
         machine.check()
-        self._start_source()  # fetches while the programs compile
         try:
-            self._start_feed()
+            # One after the other: the compiler alone comes close to filling a memory limit of 64 MB.
+            programs = Programs()
+            self._start_source()
+            self._start_feed(programs)
         except BaseException:
             self.close()
             raise
 
-    def _start_feed(self) -> None:
-        programs = Programs()
+    def _start_feed(self, programs: Programs) -> None:
         try:
             self._feed = Feed(
                 programs,

@@ -7,6 +7,7 @@ gone. The maps and programs live on by their descriptors.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -30,6 +31,8 @@ def _load(request: dict[str, Any], flags: list[str], *, table: bool) -> tuple[di
     os.environ["BCC_KERNEL_SOURCE"] = sources
     cflags = [*flags, f"-I{sources}", *(["-DTRACER_TABLE"] if table else []), *request["flags"]]
     module = BPF(src_file=os.path.join(sources, "tracer.bpf.c").encode(), cflags=cflags)
+    # The compiler is done; what it freed is 17 MB, and loading the iterator wants 12 of them for the kernel's BTF.
+    ctypes.CDLL(None).malloc_trim(0)
     fds = {f"map:{name}": module[name].map_fd for name in (*MAPS, *(("table",) if table else ()))}
     for name in PROGRAMS:
         fds[f"program:{name}"] = module.load_func(f"on_{name}", _RAW_TRACEPOINT).fd
@@ -44,20 +47,25 @@ def _load(request: dict[str, Any], flags: list[str], *, table: bool) -> tuple[di
     return fds, missing
 
 
+def _layout(path: str) -> tuple[dict[str, int], dict[str, int]]:
+    """(macros, controllers). The BTF itself, some 12 MB, is let go before the compiler wants its own 50."""
+    kernel = btf.read(path)
+    return btf.macros(kernel), btf.controllers(kernel)
+
+
 def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    values, controllers = _layout(request["btf"])
     try:
         import bcc  # noqa: F401
     except ImportError as error:
         return {"error": "bcc", "detail": str(error)}, []
-    kernel = btf.read(request["btf"])
-    values = btf.macros(kernel)
     if "O_PID_INO" in values and "starttime" not in request["force"]:
         flags = [*btf.flags(values), "-DTRACER_PIDFS"]
     else:
         flags = btf.flags({name: value for name, value in values.items() if name != "O_PID_INO"})
     answer: dict[str, Any] = {
         "pidfs": "-DTRACER_PIDFS" in flags,
-        "controllers": btf.controllers(kernel),
+        "controllers": controllers,
         "no_table": None,
     }
     if "hash" in request["force"]:

@@ -26,6 +26,13 @@ from tracer.kernel.slots import HashSlots, Slots, TableSlots
 
 FORCEABLE = ("hash", "procfs", "starttime")
 _COMPILE_TIMEOUT = 120.0  # seconds; half a second on real machines, some under emulation
+# The child is what fills a memory limit: have malloc give back what it can. PYTHONPATH: it runs this very package.
+_CHILD_ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent),
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 _TRACEPOINTS = {
     "fork": "sched_process_fork",
     "exec": "sched_process_exec",
@@ -99,7 +106,7 @@ def _compile(
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
                 stderr=noise,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)},
+                env={**os.environ, **_CHILD_ENVIRONMENT},
             )
         try:
             ours.settimeout(_COMPILE_TIMEOUT)
