@@ -1,0 +1,167 @@
+"""Where a value comes from: flag, environment, configuration file, default, in this order."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from tracer.cli.params import Duration, Names, OneOf, ParamType, Text, Truth, Whole
+from tracer.cli.quote import quote
+from tracer.errors import UsageError
+from tracer.settings import Settings
+
+DEFAULT_FILE = "/etc/podtracer/config.yaml"
+DEFAULT_SOCKET = "/run/podtracer/podtracer.sock"
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A value that can be configured.
+
+    ``key`` names it everywhere: ``--key``, ``PODTRACER_KEY`` (upper case, underscores), ``key:`` in the file.
+    ``field`` is its place in :class:`Settings`, ``None`` for what concerns the command line only.
+    """
+
+    key: str
+    type: ParamType
+    default: Any
+    help: str
+    section: str
+    field: str | None = None
+    metavar: str | None = None
+    short: str | None = None
+    fallbacks: tuple[str, ...] = ()  # environment variables of others, after our own and the file
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "PODTRACER_" + self.key.upper().replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value and where it came from, in words."""
+
+    value: Any
+    origin: str
+
+
+def _setting(key: str, type_: ParamType, help_: str, metavar: str | None = None, **more: Any) -> Option:
+    field = key.replace("-", "_")
+    default = Settings.__dataclass_fields__[field].default
+    return Option(key, type_, default, help_, more.pop("section", "Pod data"), field, metavar, **more)
+
+
+POD_DATA = (
+    _setting("kubelet", OneOf("auto", "none"), "Ask the kubelet of this node for its pods."),
+    _setting("kubelet-read-only-port", Whole(1, 65535), "The kubelet port that wants no credential.", "PORT"),
+    _setting(
+        "node-name", Text(), "Name of this node; MY_NODE_NAME and NODE_NAME set it too.", "NAME",
+        fallbacks=("MY_NODE_NAME", "NODE_NAME"),
+    ),
+    _setting("refresh-interval", Duration(), "Time between two requests for the pod list.", "D"),
+    _setting("pods-max-stale", Duration(), "Age from which pod data is not trusted any more.", "D"),
+    _setting("max-poll-attempts", Whole(1, 1_000_000), "Attempts to find a container in the pod list.", "N"),
+    _setting("poll-retry-interval", Duration(), "Time between two such attempts.", "D"),
+    _setting("cgroup-prefix", Text(), "Part of the cgroup tree in which pods are looked for.", "PATH"),
+    _setting("mode", OneOf("strict", "parity"), "Rule by which a cgroup path is read."),
+    _setting("disable-container-selectors", Truth(), "Give selectors of the pod, none of the container."),
+)  # fmt: skip
+GLOBAL = (
+    Option("color", OneOf("auto", "always", "never"), "auto", "When to write colour.", "Global"),
+    _setting("procfs", Text(), "Where procfs is mounted.", "DIR", section="Global"),
+    _setting("cgroupfs", Text(), "Where the cgroup file systems are mounted.", "DIR", section="Global"),
+    Option("socket", Text(), DEFAULT_SOCKET, "Socket of the daemon to ask.", "Global", metavar="PATH"),
+    Option("standalone", Truth(), False, "Ask no daemon.", "Global"),
+)
+FILTER = (
+    Option(
+        "namespace", Names(), (), "Only these namespaces; repeat it, or part them by commas.",
+        "Filters", metavar="NS", short="-n",
+    ),
+)  # fmt: skip
+OPTIONS = {option.key: option for option in (*FILTER, *POD_DATA, *GLOBAL)}
+
+
+def read_file(path: str | None) -> tuple[str, dict[str, Any]]:
+    """The configuration file's path and entries; only a file that was named must be there."""
+    name = path or DEFAULT_FILE
+    try:
+        with open(name, "rb") as file:
+            body = file.read(_MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path is None:
+            return name, {}
+        raise UsageError("no such configuration file", quote(name), "give the path of a YAML file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"the configuration cannot be read: {reason}", quote(name), "check its path and mode"
+        ) from error
+    if len(body) > _MOST_BYTES:
+        raise UsageError("the configuration is larger than 1 MiB", quote(name), "give a file of keys and values")
+    return name, _entries(name, body)
+
+
+def _entries(name: str, body: bytes) -> dict[str, Any]:
+    import yaml  # only those who have a file pay for it
+
+    hint = "write one 'key: value' a line, such as 'refresh-interval: 10s'"
+    try:
+        entries = yaml.safe_load(body)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"the configuration is no YAML: {error.problem}{where}", quote(name), hint) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError("the configuration is no YAML", quote(name), hint) from error
+    if entries is None:
+        return {}
+    if not isinstance(entries, dict):
+        raise UsageError("the configuration is no mapping of keys to values", quote(name), hint)
+    for key in entries:
+        if key not in OPTIONS:
+            close = difflib.get_close_matches(str(key).replace("_", "-"), OPTIONS, 1)
+            hint = f"did you mean {close[0]}?" if close else "podtracer config shows all keys"
+            raise UsageError(f"unknown key '{key}' in the configuration", quote(name), hint)
+    return entries
+
+
+def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | None) -> dict[str, Value]:
+    """Each option's value and origin; ``flags`` holds what the command line said, already converted."""
+    config = config or environ.get("PODTRACER_CONFIG") or None
+    name, entries = read_file(config)
+    values = {}
+    for key, option in OPTIONS.items():
+        if key in flags:
+            values[key] = Value(flags[key], "flag")
+        elif environ.get(option.variable):
+            values[key] = _converted(
+                option, environ[option.variable], option.variable, f"environment {option.variable}"
+            )
+        elif entries.get(key) is not None:
+            values[key] = _converted(option, entries[key], f"{name}: {key}", f"file {name}")
+        else:
+            values[key] = Value(option.default, "default")
+            for variable in option.fallbacks:
+                if environ.get(variable):
+                    values[key] = _converted(option, environ[variable], variable, f"environment {variable}")
+                    break
+    return values
+
+
+def _converted(option: Option, raw: Any, obj: str, origin: str) -> Value:
+    try:
+        return Value(option.type.convert(raw, None, None), origin)
+    except click.BadParameter as error:
+        raise UsageError(error.message, quote(obj), f"it is what --{option.key} takes; see podtracer config") from None
+
+
+def settings(values: Mapping[str, Value]) -> Settings:
+    """The tracer's settings among ``values``."""
+    return Settings(**{option.field: values[key].value for key, option in OPTIONS.items() if option.field})
