@@ -1,0 +1,271 @@
+"""The kubelet's list of pods over HTTP, and the thread that keeps it fresh.
+
+An endpoint is a request prepared by pure code; the client is all that sends. The source asks when the
+schedule of ``refresh`` says so and tells its listener what came. It keeps no pods: when the kubelet fails,
+nobody is told anything new, so that what was known stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tracer.clock import boottime
+from tracer.errors import InputError, SourceError, UsageError
+from tracer.identity.pods import PodList, decode_pod_list
+from tracer.sources.refresh import Refresher
+
+if TYPE_CHECKING:
+    from tracer.sources.transport import Transport
+
+_log = logging.getLogger("podtracer.kubelet")
+
+READ_ONLY_PORT = 10255
+TIMEOUT = 10.0
+MAX_BODY = 256 << 20
+_STOP_WAIT = 1.0
+_HTTP = b"HTTP/1."
+
+
+@dataclass(frozen=True, slots=True)
+class KubeletEndpoint:
+    """A request for the list of pods, ready to be sent. Each way to reach a kubelet is a constructor."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Accept": "application/json"})
+
+    @classmethod
+    def read_only(cls, port: int = READ_ONLY_PORT) -> KubeletEndpoint:
+        """The read-only port on loopback, without a credential. Raises UsageError for what is no port."""
+        if not 0 < port < 65536:
+            raise UsageError("not a TCP port", str(port), "give a number from 1 to 65535, usually 10255")
+        return cls(f"http://127.0.0.1:{port}/pods")
+
+
+@dataclass(frozen=True, slots=True)
+class PodFetch:
+    """A complete list of pods, no older than ``started``, boot time nanoseconds before the request left."""
+
+    pods: PodList
+    started: int
+
+
+class KubeletClient:
+    """Fetches from one endpoint, over one connection that is kept.
+
+    ``timeout`` (seconds) bounds the whole of a request, ``max_body`` (bytes) its answer.
+    """
+
+    def __init__(self, endpoint: KubeletEndpoint, *, timeout: float = TIMEOUT, max_body: int = MAX_BODY) -> None:
+        self.endpoint = endpoint
+        self._timeout = timeout
+        self._max_body = max_body
+        self._transport: Transport | None = None
+        self._closed = False
+        self._fetching = threading.Lock()
+        self._opening = threading.Lock()
+
+    def __enter__(self) -> KubeletClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def fetch(self) -> PodFetch:
+        """The list of pods now. Callers in several threads take turns.
+
+        Raises SourceError, whatever went wrong. Its ``what`` begins with fixed words; what varies from try to
+        try stands behind ``": "``.
+        """
+        with self._fetching:
+            transport = self._open()
+            endpoint = self.endpoint
+            started = boottime()
+            body = transport.get(endpoint.url, endpoint.headers, timeout=self._timeout, max_body=self._max_body)
+        try:
+            return PodFetch(decode_pod_list(body), started)
+        except (InputError, RecursionError) as error:
+            what = error.what if isinstance(error, InputError) else "nested too deeply"
+            hint = "is this really the kubelet's port?"
+            raise SourceError(f"the answer is no list of pods: {what}", endpoint.url, hint) from error
+
+    def close(self) -> None:
+        """End the fetch in flight, with SourceError in the thread that waits for it; later ones fail too."""
+        with self._opening:
+            self._closed = True
+            transport = self._transport
+        if transport is not None:
+            transport.close()
+
+    def _open(self) -> Transport:
+        # Imported here: requests costs more than a whole look-up that needs no kubelet.
+        from tracer.sources.transport import Transport
+
+        with self._opening:
+            if self._closed:
+                raise SourceError("the client was closed", self.endpoint.url)
+            if self._transport is None:
+                self._transport = Transport()
+            return self._transport
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """How the source fares. Times are boot time nanoseconds.
+
+    ``ok`` is ``None`` until the first answer or failure; ``since`` is when it became what it is, or failing
+    took another form. ``last_success`` is when the last good fetch started. ``skipped`` says which pods of
+    its list could not be used.
+    """
+
+    ok: bool | None
+    since: int
+    last_success: int | None = None
+    error: SourceError | None = None
+    fetches: int = 0
+    failures: int = 0
+    skipped: tuple[str, ...] = ()
+
+
+class KubeletSource:
+    """A daemon thread that fetches every ``interval_s`` seconds, and at once for a container nobody knows.
+
+    ``on_pods`` gets every list; ``on_state`` the state when it changes: the first answer or failure, from
+    one to the other, or another kind of failure. Both are called in the source's thread, never at the same
+    time, and may call every method. What they raise is logged.
+    """
+
+    def __init__(
+        self,
+        client: KubeletClient,
+        *,
+        interval_s: float = 10.0,
+        on_pods: Callable[[PodFetch], None],
+        on_state: Callable[[SourceState], None],
+    ) -> None:
+        self._client = client
+        self._on_pods = on_pods
+        self._on_state = on_state
+        self._refresher = Refresher(round(interval_s * 1e9))
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._state = SourceState(None, boottime())
+        self._thread = threading.Thread(target=self._run, name="podtracer-kubelet", daemon=True)
+
+    @property
+    def state(self) -> SourceState:
+        """The state now."""
+        with self._changed:
+            return self._state
+
+    def start(self) -> None:
+        """Begin; the first fetch leaves at once. Raises RuntimeError the second time."""
+        self._thread.start()
+
+    def want(self, container_id: str) -> None:
+        """Fetch for a container that nobody knows, until it is settled. Never blocks on the kubelet."""
+        with self._changed:
+            self._refresher.want(container_id, boottime())
+            self._changed.notify()
+
+    def settle(self, container_id: str) -> None:
+        """The container became known or is gone."""
+        # The thread may wake up for it in vain, once; that is cheaper than waking it up now.
+        with self._changed:
+            self._refresher.settle(container_id)
+
+    def stop(self) -> None:
+        """End the thread and close the client, also while a request hangs; back within about a second."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._client.close()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(_STOP_WAIT)
+
+    def _run(self) -> None:
+        while self._wait_until_due():
+            self._fetch_once()
+
+    def _wait_until_due(self) -> bool:
+        """Sleep until a GET is due and mark it started; False when it is time to end."""
+        with self._changed:
+            while not self._stopped:
+                now = boottime()
+                due = self._refresher.next_fetch(now)
+                if due is not None and due <= now:
+                    self._refresher.started(now)
+                    return True
+                self._changed.wait(None if due is None else (due - now) / 1e9)
+            return False
+
+    def _fetch_once(self) -> None:
+        fetch: PodFetch | None = None
+        error: SourceError | None = None
+        try:
+            fetch = self._client.fetch()
+        except SourceError as failure:
+            error = failure
+        except Exception as bug:  # The thread is the only one there is: it outlives what nobody thought of.
+            _log.exception("fetching pods failed in a way nobody thought of")
+            error = SourceError(f"internal error: {bug!r}", self._client.endpoint.url)
+        with self._changed:
+            if self._stopped:
+                return
+            now = boottime()
+            self._refresher.finished(now, error is None)
+            before = self._state
+            self._state = after = _next_state(before, now, fetch, error)
+        if fetch is not None:
+            self._tell(partial(self._on_pods, fetch))
+        if _kind(after) != _kind(before):
+            self._tell(partial(self._on_state, after))
+
+    def _tell(self, listener: Callable[[], None]) -> None:
+        try:
+            listener()
+        except Exception:
+            _log.exception("a listener of the kubelet source failed")
+
+
+def _kind(state: SourceState) -> tuple[bool | None, str | None, int | None]:
+    """What of a state is worth telling: not the text of an answer, which may differ from try to try."""
+    if state.error is None:
+        return state.ok, None, None
+    return state.ok, state.error.what.partition(": ")[0], state.error.status
+
+
+def _next_state(before: SourceState, now: int, fetch: PodFetch | None, error: SourceError | None) -> SourceState:
+    after = replace(before, ok=error is None, error=error, fetches=before.fetches + 1)
+    if fetch is None:
+        after = replace(after, failures=before.failures + 1)
+    else:
+        after = replace(after, last_success=fetch.started, skipped=fetch.pods.skipped)
+    return after if _kind(after) == _kind(before) else replace(after, since=now)
+
+
+def find_read_only(port: int = READ_ONLY_PORT, timeout: float = 0.5) -> bool:
+    """Whether something on loopback's ``port`` answers in HTTP within ``timeout`` seconds.
+
+    Any status will do: a kubelet that calls itself unhealthy lists its pods all the same.
+    """
+    deadline = time.monotonic() + timeout
+    head = b""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout) as sock:
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            while len(head) < len(_HTTP) and (left := deadline - time.monotonic()) > 0:
+                sock.settimeout(left)
+                more = sock.recv(len(_HTTP) - len(head))
+                if not more:
+                    break
+                head += more
+    except (OSError, OverflowError):
+        return False
+    return head == _HTTP
