@@ -51,9 +51,7 @@ def new_id() -> str:
 
 def pod_cgroup(container_id: str, *, pod_uid: str | None = None, qos: str = "besteffort") -> str:
     """The cgroup path that a kubelet with the cgroupfs driver asks for; a Guaranteed pod has ``qos=""``."""
-    return "/".join(
-        part for part in ("/kubepods", qos, f"pod{pod_uid or uuid.uuid4()}", container_id) if part
-    )
+    return "/".join(part for part in ("/kubepods", qos, f"pod{pod_uid or uuid.uuid4()}", container_id) if part)
 
 
 class ContainerdDaemon:
@@ -63,11 +61,11 @@ class ContainerdDaemon:
     another Python process.
     """
 
-    def __init__(self, folder: Path, config: str = CONFIG) -> None:
+    def __init__(self, folder: Path, config: str = CONFIG, daemons: machine.Daemons | None = None) -> None:
         self.folder = folder
         self.socket = folder / "c.sock"
         self.config = config.format(folder=folder, socket=self.socket)
-        self.daemons = machine.Daemons(folder / "daemon")
+        self.daemons = daemons or machine.Daemons(folder / "daemon")
         if len(bytes(self.socket)) > LONGEST_SOCKET:
             raise ValueError(f"too long for a socket's path: {self.socket}")
 
@@ -95,9 +93,7 @@ class ContainerdDaemon:
             stdin=subprocess.DEVNULL,
         )
         if check and done.returncode != 0:
-            raise RuntimeError(
-                f"ctr {' '.join(map(str, args))}: exit {done.returncode}: {done.stderr.strip()}"
-            )
+            raise RuntimeError(f"ctr {' '.join(map(str, args))}: exit {done.returncode}: {done.stderr.strip()}")
         return done
 
     def add_image(self, name: str, **kwargs: Sequence[str] | Sequence[Path]) -> None:

@@ -41,9 +41,7 @@ class Process:
     def signal(self, number: int) -> None:
         """Send a signal to this process, or to nobody when it is gone."""
         with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(
-                self.pid
-            )  # from here on the PID cannot become another process under our hands
+            pidfd = os.pidfd_open(self.pid)  # from here on the PID cannot become another process under our hands
             try:
                 if self.alive():
                     signal.pidfd_send_signal(pidfd, number)
@@ -71,9 +69,7 @@ def end(processes: Iterable[Process], *, grace: float = 10) -> None:
         if time.monotonic() >= deadline:
             for process in left:
                 process.signal(signal.SIGKILL)
-            until(
-                lambda: not any(process.alive() for process in left), 10, f"the end of {left} after SIGKILL"
-            )
+            until(lambda: not any(process.alive() for process in left), 10, f"the end of {left} after SIGKILL")
         time.sleep(0.01)
 
 
@@ -151,7 +147,7 @@ def unmount_below(folder: Path) -> None:
     folder = folder.resolve()
     for point, _ in reversed(mounts()):
         if point.is_relative_to(folder):
-            subprocess.run(["umount", "--lazy", point], check=True)
+            subprocess.run(["umount", "--no-mtab", "--lazy", point], check=True)
 
 
 def hierarchies() -> dict[Path, str]:
@@ -208,9 +204,7 @@ def remove_cgroup(path: str) -> None:
     kill_cgroup(path)
     for folder in cgroup_folders(path):
         for directory, _, _ in os.walk(folder, topdown=False):
-            until(
-                lambda directory=directory: _rmdir(Path(directory)), 10, f"cgroup {directory} to be removable"
-            )
+            until(lambda directory=directory: _rmdir(Path(directory)), 10, f"cgroup {directory} to be removable")
 
 
 def _rmdir(folder: Path) -> bool:

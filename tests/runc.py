@@ -16,7 +16,7 @@ from tests.cluster import mkimage
 from tests.containers import new_id, pod_cgroup
 
 # Run before runc in a mount namespace of its own: where runc sees no v2 hierarchy, it joins none.
-WITHOUT_V2 = ("unshare", "--mount", "sh", "-c", 'umount /sys/fs/cgroup/unified && exec "$@"', "sh")
+WITHOUT_V2 = ("unshare", "--mount", "sh", "-c", 'umount --no-mtab /sys/fs/cgroup/unified && exec "$@"', "sh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,7 @@ class Runc:
             stdin=subprocess.DEVNULL,
         )
         if done.returncode != 0:
-            raise RuntimeError(
-                f"runc {' '.join(map(str, args))}: exit {done.returncode}: {done.stderr.strip()}"
-            )
+            raise RuntimeError(f"runc {' '.join(map(str, args))}: exit {done.returncode}: {done.stderr.strip()}")
         return done
 
     def run(

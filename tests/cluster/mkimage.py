@@ -28,9 +28,7 @@ def rootfs(*, extra: Sequence[Path] = ()) -> bytes:
             tar.addfile(folder)
         for program in (BUSYBOX, *extra):
             tar.add(os.path.realpath(program), arcname=f"bin/{program.name}")
-        for name in subprocess.run(
-            [BUSYBOX, "--list"], capture_output=True, text=True, check=True
-        ).stdout.split():
+        for name in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split():
             if name == BUSYBOX.name:
                 continue
             link = tarfile.TarInfo(f"bin/{name}")
@@ -39,9 +37,7 @@ def rootfs(*, extra: Sequence[Path] = ()) -> bytes:
     return buffer.getvalue()
 
 
-def write_image(
-    out: Path, name: str, *, command: Sequence[str] = FOREVER, extra: Sequence[Path] = ()
-) -> None:
+def write_image(out: Path, name: str, *, command: Sequence[str] = FOREVER, extra: Sequence[Path] = ()) -> None:
     """Write the image ``name`` (``localhost/app:1``) to ``out``, in the form that ``docker save`` gives.
 
     ``command`` is what it runs, ``extra`` are static executables to add.
