@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,8 @@ SYSCTLS = (
 )
 # Made by the kubelet or the network plugins whatever they are told; removed at the end unless there before.
 OUTSIDE = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers")
+# Made by mount(8), which the kubelet runs; removed only when nobody keeps anything there.
+SHARED = ("/run/mount",)
 
 
 class ClusterError(Exception):
@@ -30,7 +33,7 @@ def state() -> dict[str, Any]:
     settings = {name: Path("/proc/sys", name) for name in SYSCTLS}
     return {
         "sysctls": {name: path.read_text().strip() for name, path in settings.items() if path.exists()},
-        "missing": [path for path in OUTSIDE if not Path(path).exists()],
+        "missing": [path for path in (*OUTSIDE, *SHARED) if not Path(path).exists()],
     }
 
 
@@ -41,8 +44,12 @@ def restore(recorded: dict[str, Any], folder: Path) -> None:
         if setting.read_text().strip() != value:
             setting.write_text(value)
     for path in recorded["missing"]:
-        machine.unmount_below(Path(path))
-        shutil.rmtree(path, ignore_errors=True)
+        if path in SHARED:
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
+        else:
+            machine.unmount_below(Path(path))
+            shutil.rmtree(path, ignore_errors=True)
     for result in Path("/var/lib/cni/results").glob(f"{NETWORK}-*"):
         result.unlink()
     for link in Path("/var/log/containers").glob("*.log"):
