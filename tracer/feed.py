@@ -24,6 +24,7 @@ from tracer.scout import Scout, first_choice
 _BATCH = 512  # process records between two looks at the ring of births
 _RESCAN_GAP = 100_000_000  # ns between two scans at least
 _MISSED_GAP = 5_000_000_000  # ns between two looks at runs that the kernel left out: a few files to read
+_REPAIRED = 4096  # processes with an empty slot that are remembered
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
 
 # Places in Programs.lost().
@@ -65,6 +66,7 @@ class Feed:
         self._missed_at = 0
         self._scan_due: int | None = None
         self._scan_after = 0
+        self._repaired: dict[tuple[int, int], None] = {}
 
     def _header_without_iterator(self) -> ScanHeader:
         inum = os.stat(os.path.join(self._procfs, "self/ns/pid")).st_ino
@@ -169,6 +171,18 @@ class Feed:
             return max(0, self._scan_due - now)
         return 10_000_000 if self._scout else None
 
+    def repair(self, pid: int, fd: int) -> Slot | None:
+        """What the slot of a living process should say, whose slot is empty; ``fd`` is its pidfd. Asks for a scan, but
+        once for each process: one that the iterator leaves out stays without a slot."""
+        self.repairs += 1
+        slot = self.slot_from_procfs(pid, fd)
+        if slot is not None and (pid, slot.ino) not in self._repaired:
+            self._repaired[pid, slot.ino] = None
+            if len(self._repaired) > _REPAIRED:
+                self._repaired.pop(next(iter(self._repaired)))
+            self.want_scan()
+        return slot
+
     def want_scan(self) -> None:
         """Asks for a scan soon: a slot was found empty, or records were lost."""
         if self._scan_due is None:
@@ -209,7 +223,9 @@ class Feed:
         """Looks at every process: writes the slots anew, adds what was missed, ends what is over."""
         started = boottime()
         found = self.programs.read_iterator()
-        records = [ProcessEvent._make(record) for record in found[1]] if found else list(self._scan_procfs())
+        records = [ProcessEvent._make(record) for record in found[1]] if found else []
+        # Also what the iterator leaves out, as it does init on some machines; without an iterator that is everyone.
+        records += self._scan_procfs({record.pid for record in records})
         alive = {record.pid: record.ino for record in records}
         events = [event for record in records if (event := self._process(record)) is not None]
         for pid, known in self.index.processes.items():
@@ -218,12 +234,13 @@ class Feed:
             if slot is not None and slot.ino == known.key.ino:
                 alive[pid] = slot.ino
         events += self.index.reconcile(alive, started)
-        if found:
-            self.programs.slots.sweep(alive)
+        self.programs.slots.sweep(alive)
         self._publish(events)
 
-    def _scan_procfs(self) -> Iterator[ProcessEvent]:
+    def _scan_procfs(self, seen: set[int]) -> Iterator[ProcessEvent]:
         for pid in procfs.pids(self._procfs):
+            if pid in seen or self.programs.slots.read(pid) is not None:
+                continue  # the second: born after the iterator had passed, so that its record is still to come
             with pidfd.pinned(pid) as fd:
                 slot = self.slot_from_procfs(pid, fd) if fd is not None else None
                 stat = procfs.stat(self._procfs, pid)

@@ -233,10 +233,7 @@ class Tracer:
         if not pidfd.alive(fd):
             return None
         with feed.lock:
-            feed.repairs += 1
-            if feed.programs.features.no_iterator is None:
-                feed.want_scan()
-            slot = feed.slot_from_procfs(pid, fd)
+            slot = feed.repair(pid, fd)
         if slot is None and pidfd.alive(fd):
             # Alive, but no word of where: an identity of unknown place is better than "gone".
             return Slot(pidfd.inode(fd), feed.mount.info.hierarchy, 0)

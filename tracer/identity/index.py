@@ -338,8 +338,9 @@ class Index:
         return self._unlisted(entry, table, at)
 
     def _unlisted(self, entry: Entry, table: PodTable, at: int) -> Workload:
-        uid = entry.ref.pod_uid
-        pod = next((pod for pod in table.pods if uid is not None and pod_has_uid(pod, uid)), None)
+        uid = entry.ref.pod_uid or ""
+        # By metadata.uid first: the annotation that names a static pod is one that any pod's author may write.
+        pod = table.by_uid.get(uid) or next((pod for pod in table.pods if uid and pod_has_uid(pod, uid)), None)
         if pod is not None and at >= entry.born and self._accounted(pod, entry, at):
             return _same(entry, _of_pod(entry, pod, State.HOST, "sandbox", "it is its pod's sandbox (pause)"))
         if at - entry.born > self.rules.give_up:
