@@ -134,6 +134,10 @@ class Cluster:
         machine.make_cgroup(config.CGROUP)
         self.start("kubelet")
         self._until("kubelet", self.ready, "the node to be Ready")
+        # The kubelet does not give itself a loopback address, and kubectl exec has to know where it listens.
+        addresses = [{"type": "InternalIP", "address": "127.0.0.1"}, {"type": "Hostname", "address": config.NODE}]
+        status = json.dumps({"status": {"addresses": addresses}})
+        self.kubectl("patch", "node", config.NODE, "--subresource=status", "--type=merge", f"--patch={status}")
         # A pod is refused as long as its namespace has no service account.
         account = "/api/v1/namespaces/default/serviceaccounts/default"
         self._until("kube-controller-manager", lambda: self._get(account), "the first service account")

@@ -67,6 +67,7 @@ def commands(folder: Path, pki: Pki) -> dict[str, list[str]]:
             f"--service-account-key-file={pki.folder / 'sa.pub'}",
             f"--kubelet-client-certificate={pki.certificate('kubelet-client')}",
             f"--kubelet-client-key={pki.key('kubelet-client')}",
+            "--kubelet-preferred-address-types=InternalIP",
         ],
         "kube-controller-manager": [
             *(f"--kubeconfig={admin}", "--leader-elect=false", "--secure-port=0"),

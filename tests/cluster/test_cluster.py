@@ -104,6 +104,12 @@ def test_a_deployment_scaled_to_nothing_leaves_nothing(
     until(lambda: not any(map(machine.cgroup_folders, paths)), 60, "the pods' cgroups to go", interval=0.2)
 
 
+def test_kubectl_exec_reaches_the_container(cluster: Cluster, namespace: str, deployment: list[dict[str, Any]]) -> None:
+    """``kubectl exec`` runs a command in a pod, by way of the API server and the kubelet."""
+    name = deployment[0]["metadata"]["name"]
+    assert cluster.kubectl("--namespace", namespace, "exec", name, "--", "hostname").stdout == f"{name}\n"
+
+
 def test_the_secure_port_wants_to_know_who_asks(cluster: Cluster) -> None:
     """Without a credential the kubelet's secure port answers 401."""
 
