@@ -96,6 +96,9 @@ class Cgroup:
 
     @staticmethod
     def _empty(folder: Path) -> None:
+        if (kill := folder / "cgroup.kill").exists():
+            kill.write_text("1")  # finds a process whose leader is dead as well, which cgroup.procs does not list
+            return
         for pid in (folder / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)

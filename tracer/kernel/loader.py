@@ -28,7 +28,9 @@ FORCEABLE = ("hash", "procfs", "starttime")
 _COMPILE_TIMEOUT = 120.0  # seconds; half a second on real machines, some under emulation
 # The child is what fills a memory limit: have malloc give back what it can. PYTHONPATH: it runs this very package.
 _CHILD_ENVIRONMENT = {
-    "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent),
+    "PYTHONPATH": os.pathsep.join(
+        [str(Path(__file__).resolve().parent.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -197,7 +199,7 @@ class Programs:
         self.processes = Ring(self._fds["map:processes"], wire.PROCESS_RING_PAGES, wire.PROCESS)
         self.cgroups = Ring(self._fds["map:cgroups"], wire.CGROUP_RING_PAGES, wire.CGROUP)
         self.slots: Slots = (
-            TableSlots(self._fds["map:table"], self._fds["map:spill"])
+            TableSlots.mapped(self._fds["map:table"], self._fds["map:spill"])
             if "map:table" in self._fds
             else HashSlots(self._fds["map:spill"])
         )

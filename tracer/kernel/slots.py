@@ -78,10 +78,15 @@ class TableSlots:
 
     kind = "table"
 
-    def __init__(self, table_fd: int, spill_fd: int) -> None:
-        self._map = mmap.mmap(table_fd, SLOT_COUNT * SLOT.size, mmap.MAP_SHARED)
-        self._words = memoryview(self._map).cast("Q")
-        self._spill = HashSlots(spill_fd, spill=True)
+    def __init__(self, words: memoryview[int] | list[int], spill: HashSlots) -> None:
+        self._words = words
+        self._spill = spill
+
+    @classmethod
+    def mapped(cls, table_fd: int, spill_fd: int) -> TableSlots:
+        """The slots of a loaded table."""
+        table = mmap.mmap(table_fd, SLOT_COUNT * SLOT.size, mmap.MAP_SHARED)
+        return cls(memoryview(table).cast("Q"), HashSlots(spill_fd, spill=True))
 
     def read(self, pid: int) -> Slot | None:
         """See ``Slots.read``."""
@@ -110,5 +115,9 @@ class TableSlots:
 
     def close(self) -> None:
         """Unmaps the table."""
-        self._words.release()
-        self._map.close()
+        words = self._words
+        if isinstance(words, memoryview):
+            table = words.obj
+            words.release()
+            if isinstance(table, mmap.mmap):
+                table.close()
