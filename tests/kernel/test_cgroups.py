@@ -133,7 +133,7 @@ def test_mountinfo_names_what_is_mounted_below_a_folder() -> None:
     ]
 
 
-def test_a_move_is_told_by_whoever_makes_it(kernel: Kernel, lab: Run, make_cgroup: MakeCgroup) -> None:
+def test_a_move_is_told_by_whoever_makes_it(kernel: Kernel, make_cgroup: MakeCgroup, lab: Run) -> None:
     """A process moved by another one is in its new cgroup at once, and the record names mover's target and the cgroup
     left behind; a move on another hierarchy is no news."""
     here, there = make_cgroup("here"), make_cgroup("there")
@@ -150,7 +150,7 @@ def test_a_move_is_told_by_whoever_makes_it(kernel: Kernel, lab: Run, make_cgrou
     assert [(event.arg, event.cgroup) for event in moves] == [(here.id, there.id)]
 
 
-def test_a_process_with_a_dead_leader_moves(kernel: Kernel, lab: Run, make_cgroup: MakeCgroup) -> None:
+def test_a_process_with_a_dead_leader_moves(kernel: Kernel, make_cgroup: MakeCgroup, lab: Run) -> None:
     """Moving a process whose leader has ended moves its slot, although the leader itself stays behind."""
     cgroup = make_cgroup("for-threads")
     helper = lab("dead-leader")

@@ -71,7 +71,7 @@ def test_a_vforked_child_is_told_like_any_other(kernel: Kernel, lab: Run) -> Non
 
 
 def test_a_child_born_into_a_cgroup_is_there_from_its_first_record(
-    kernel: Kernel, lab: Run, make_cgroup: MakeCgroup
+    kernel: Kernel, make_cgroup: MakeCgroup, lab: Run
 ) -> None:
     """With CLONE_INTO_CGROUP no attach is told, so the fork record itself has the child's cgroup, not the parent's."""
     cgroup = make_cgroup("born-here")

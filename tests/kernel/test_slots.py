@@ -27,14 +27,15 @@ MOVE = [(CGROUP, 300)]
 SCRIPTS = {"exit": EXIT, "reuse": REUSE, "collision": COLLISION, "move": MOVE, "move-reuse": MOVE + REUSE}
 
 
-class NoSpill(HashSlots):
-    """A spill hash with nothing in it."""
+class Nothing:
+    """What reads a spill hash with nothing in it."""
 
-    def __init__(self) -> None:
-        pass
-
-    def read(self, pid: int) -> Slot | None:
+    def get(self, _key: int) -> None:
         return None
+
+
+def _no_spill() -> HashSlots:
+    return HashSlots(Nothing(), spill=True)
 
 
 class Interleaved(list[int]):
@@ -84,7 +85,7 @@ def test_a_reader_never_takes_a_torn_pair(script: str, monkeypatch: pytest.Monke
     """Wherever the writer's stores fall between the reader's reads, the answer is a pair that was true, or none."""
     monkeypatch.setattr("tests.kernel.test_slots.SLOT_COUNT", 2 * PID)  # a short list does for one slot
     for schedule in _schedules(len(SCRIPTS[script])):
-        slot = TableSlots(Interleaved(SCRIPTS[script], schedule), NoSpill()).read(PID)
+        slot = TableSlots(Interleaved(SCRIPTS[script], schedule), _no_spill()).read(PID)
         assert slot is None or (slot.ino, slot.cgroup) in TRUE[script], schedule
 
 
@@ -105,7 +106,7 @@ def test_a_sweep_empties_only_who_is_not_alive() -> None:
     words = [0] * SLOT_COUNT * 3
     words[15:18] = [5, 11, 100]
     words[18:21] = [6, 12, 100]
-    slots = TableSlots(words, NoSpill())
+    slots = TableSlots(words, _no_spill())
     assert slots.sweep({6: 12}) == 1
     assert slots.read(5) is None
     assert slots.read(6) == Slot(12, 0, 100)

@@ -201,7 +201,7 @@ class Programs:
         self.slots: Slots = (
             TableSlots.mapped(self._fds["map:table"], self._fds["map:spill"])
             if "map:table" in self._fds
-            else HashSlots(self._fds["map:spill"])
+            else HashSlots.of_map(self._fds["map:spill"])
         )
 
     def configure(

@@ -41,6 +41,13 @@ class Slots(Protocol):
         """Unmaps what is mapped."""
 
 
+class Reader(Protocol):
+    """Whatever reads an element of a hash."""
+
+    def get(self, key: int, /) -> bytes | None:
+        """The value, or ``None``."""
+
+
 class HashSlots:
     """Slots in a BPF hash: all of them where the table cannot be had, else those few whose PIDs collide.
 
@@ -50,9 +57,14 @@ class HashSlots:
 
     kind = "hash"
 
-    def __init__(self, map_fd: int, *, spill: bool = False) -> None:
+    def __init__(self, reader: Reader, *, spill: bool = False) -> None:
         self._layout = SLOT if spill else HASH_SLOT
-        self._reader = HashReader(map_fd, self._layout.size)
+        self._reader = reader
+
+    @classmethod
+    def of_map(cls, map_fd: int, *, spill: bool = False) -> HashSlots:
+        """The slots of a loaded hash."""
+        return cls(HashReader(map_fd, (SLOT if spill else HASH_SLOT).size), spill=spill)
 
     def read(self, pid: int) -> Slot | None:
         """See ``Slots.read``."""
@@ -86,7 +98,7 @@ class TableSlots:
     def mapped(cls, table_fd: int, spill_fd: int) -> TableSlots:
         """The slots of a loaded table."""
         table = mmap.mmap(table_fd, SLOT_COUNT * SLOT.size, mmap.MAP_SHARED)
-        return cls(memoryview(table).cast("Q"), HashSlots(spill_fd, spill=True))
+        return cls(memoryview(table).cast("Q"), HashSlots.of_map(spill_fd, spill=True))
 
     def read(self, pid: int) -> Slot | None:
         """See ``Slots.read``."""
