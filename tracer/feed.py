@@ -227,15 +227,15 @@ class Feed:
         # Also what the iterator leaves out, as it does init on some machines; without an iterator that is everyone.
         records += self._scan_procfs({record.pid for record in records})
         alive = {record.pid: record.ino for record in records}
-        events = [event for record in records if (event := self._process(record)) is not None]
+        self._publish([event for record in records if (event := self._process(record)) is not None])
+        self.drain()  # who ended meanwhile has an exit record, which tells more than that it is not there
         for pid, known in self.index.processes.items():
             # Ending just now: full still, and so its exit record is yet to come.
             slot = self.programs.slots.read(pid) if pid not in alive else None
             if slot is not None and slot.ino == known.key.ino:
                 alive[pid] = slot.ino
-        events += self.index.reconcile(alive, started)
+        self._publish(self.index.reconcile(alive, started))
         self.programs.slots.sweep(alive)
-        self._publish(events)
 
     def _scan_procfs(self, seen: set[int]) -> Iterator[ProcessEvent]:
         for pid in procfs.pids(self._procfs):

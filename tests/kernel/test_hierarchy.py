@@ -1,0 +1,147 @@
+"""Finding out, on a hybrid node, which hierarchy holds the containers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.kernel.conftest import Run
+from tests.kernel.lab import Cgroup
+from tests.machine import hierarchies
+from tests.node import FakePod, listing
+from tests.waiting import until
+from tracer import Tracer
+from tracer.kernel.cgroupfs import Mount
+from tracer.kernel.loader import HierarchyInfo
+from tracer.model import State
+from tracer.scout import first_choice
+from tracer.settings import Settings
+from tracer.sources.replay import ReplayKubelet
+
+pytestmark = pytest.mark.root
+V1, V2 = "pids", "v2"
+
+
+@pytest.fixture(autouse=True)
+def _hybrid() -> None:
+    kinds = hierarchies()
+    require({"cgroup", "cgroup2"} <= set(kinds.values()), "needs a hybrid host, with v1 and v2 hierarchies")
+
+
+def _mounts() -> dict[str, Mount]:
+    found = {}
+    for path, kind in hierarchies().items():
+        name = V2 if kind == "cgroup2" else path.name
+        if name in (V1, V2):
+            names = () if kind == "cgroup2" else (V1,)
+            found[name] = Mount(str(path), names, HierarchyInfo(0, 0 if name == V2 else 1, 0), trusted=True)
+    return found
+
+
+@pytest.fixture
+def cgroups() -> Iterator[list[Cgroup]]:
+    """Cgroups that a test makes, removed afterwards."""
+    made: list[Cgroup] = []
+    yield made
+    for cgroup in reversed(made):
+        cgroup.remove()
+
+
+def test_the_first_container_of_an_empty_node_may_be_v1_only(cgroups: list[Cgroup], lab: Run) -> None:
+    """On a node without containers v2 is tracked; when the first pod's container appears on v1 alone, its process is
+    never called "host" from then on, and soon is its pod's, also in the events of a watch."""
+    pod = FakePod("legacy-1")
+    with (
+        ReplayKubelet(listing(pod)) as kubelet,
+        Tracer(Settings(kubelet_read_only_port=kubelet.port)) as tracer,
+    ):
+        assert tracer.wait_synced(30)
+        assert tracer.hierarchy == V2
+        helper = lab("pause")
+        with tracer.watch(snapshot=False) as watch:
+            cgroup = Cgroup(_mounts()[V1], pod.cgroup())
+            cgroups.append(cgroup)
+            cgroup.add(helper.pid)
+            seen = set()
+
+            def resolved() -> bool:
+                identity = tracer.lookup(helper.pid)
+                seen.add((identity.state, identity.workload.reason))
+                return identity.state is State.RESOLVED
+
+            until(resolved, 10, "the container to be found on v1", interval=0.001)
+            assert seen <= {(State.PENDING, "hierarchy"), (State.PENDING, "not_listed_yet"), (State.RESOLVED, None)}
+            assert tracer.hierarchy == V1
+            assert tracer.lookup(helper.pid).workload.pod == "legacy-1"
+            child = lab("pause")
+            cgroup.add(child.pid)
+            assert tracer.lookup(child.pid).workload.pod == "legacy-1"
+            moves = []
+            until(
+                lambda: (
+                    (event := watch.next(0)) is not None
+                    and event.event == "move"
+                    and event.identity is not None
+                    and event.identity.key.pid == child.pid
+                    and (moves.append(event) or True)
+                ),
+                10,
+                "the move on the new hierarchy",
+                interval=0,
+            )
+            assert moves[0].identity.workload.pod == "legacy-1"
+        assert tracer.lookup(os.getpid()).state is State.HOST
+
+
+def test_v2_stays_when_it_holds_the_containers_too(cgroups: list[Cgroup], lab: Run) -> None:
+    """A container that is on v1 and on v2, as runc makes it on a hybrid host, leaves v2 tracked."""
+    pod = FakePod("hybrid-1")
+    with (
+        ReplayKubelet(listing(pod)) as kubelet,
+        Tracer(Settings(kubelet_read_only_port=kubelet.port)) as tracer,
+    ):
+        assert tracer.wait_synced(30)
+        helper = lab("pause")
+        for name in (V1, V2):
+            cgroups.append(Cgroup(_mounts()[name], pod.cgroup()))
+            cgroups[-1].add(helper.pid)
+        until(lambda: tracer.lookup(helper.pid).workload.pod == "hybrid-1", 10, "the container to be found")
+        until(lambda: tracer._feed is not None and tracer._feed._scout is None, 10, "the choice to be certain")
+        assert tracer.hierarchy == V2
+
+
+def test_at_start_the_hierarchy_with_containers_is_taken(cgroups: list[Cgroup], lab: Run) -> None:
+    """A tracer that starts when a container runs on v1 alone tracks v1 from its first answer."""
+    pod, helper = FakePod("earlier-1"), lab("pause")
+    cgroups.append(Cgroup(_mounts()[V1], pod.cgroup()))
+    cgroups[-1].add(helper.pid)
+    with (
+        ReplayKubelet(listing(pod)) as kubelet,
+        Tracer(Settings(kubelet_read_only_port=kubelet.port)) as tracer,
+    ):
+        assert tracer.hierarchy == V1
+        assert tracer.wait_synced(30)
+        assert tracer.lookup(helper.pid).workload.pod == "earlier-1"
+
+
+def test_an_empty_container_cgroup_decides_nothing(cgroups: list[Cgroup]) -> None:
+    """A container's cgroup without a process, left behind by a runtime that crashed, is no reason to track v1."""
+    mounts = _mounts()
+    cgroups.append(Cgroup(mounts[V1], FakePod("dead-1").cgroup()))
+    chosen, certain = first_choice([mounts[V2], mounts[V1]])
+    assert (chosen.name, certain) == (V2, False)
+
+
+def test_a_pods_container_counts_more_than_any(cgroups: list[Cgroup], lab: Run) -> None:
+    """With a Docker container on v2 and a pod's container on v1, v1 is taken."""
+    mounts = _mounts()
+    for name, path in ((V2, "/docker/" + "d" * 64), (V1, FakePod("cart-1").cgroup())):
+        cgroups.append(Cgroup(mounts[name], path))
+        cgroups[-1].add(lab("pause").pid)
+    chosen, certain = first_choice([mounts[V2], mounts[V1]])
+    assert (chosen.name, certain) == (V1, True)
+    assert Path(chosen.path).is_dir()

@@ -1,0 +1,321 @@
+"""The tracer as a program uses it, on this kernel, with real processes in pod-shaped cgroups."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import Run
+from tests.kernel.lab import Cgroup, Helper, pidfd_inode
+from tests.node import FakePod, listing
+from tests.waiting import until
+from tracer import Tracer
+from tracer.kernel.wire import PROCESS, PROCESS_RING_PAGES
+from tracer.model import Event, State
+from tracer.settings import Settings
+from tracer.sources.replay import ReplayKubelet
+from tracer.watching import Watch
+
+pytestmark = pytest.mark.root
+CART, VICTIM = FakePod("cart-1"), FakePod("victim-1", "vault", "admin")
+
+
+class Node:
+    """A running tracer, the pods it is told of, and cgroups for their containers."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self._made: list[Cgroup] = []
+
+    def cgroup(self, path: str) -> Cgroup:
+        """A cgroup in the tracked hierarchy; there already, if another test made it."""
+        assert self.tracer._feed is not None
+        made = Cgroup(self.tracer._feed.mount, path)
+        self._made.append(made)
+        return made
+
+    def remove(self) -> None:
+        """Removes what this test made."""
+        for cgroup in reversed(self._made):
+            cgroup.remove()
+        self._made.clear()
+
+
+@pytest.fixture(scope="module")
+def tracer() -> Iterator[Tracer]:
+    """A tracer that knows the two pods."""
+    with (
+        ReplayKubelet(listing(CART, VICTIM)) as kubelet,
+        Tracer(Settings(kubelet_read_only_port=kubelet.port)) as running,
+    ):
+        assert running.wait_synced(30)
+        yield running
+
+
+@pytest.fixture
+def node(tracer: Tracer) -> Iterator[Node]:
+    """The tracer and a place for cgroups."""
+    node = Node(tracer)
+    yield node
+    node.remove()
+
+
+def _events(watch: Watch, done: Callable[[list[Event]], bool], timeout: float = 10) -> list[Event]:
+    """Events until ``done`` says so of what came so far."""
+    found: list[Event] = []
+
+    def enough() -> bool:
+        while (event := watch.next(0)) is not None:
+            found.append(event)
+        return done(found)
+
+    until(enough, timeout, "the events")
+    return found
+
+
+def _of(events: list[Event], pid: int) -> list[str]:
+    return [event.event for event in events if event.identity is not None and event.identity.key.pid == pid]
+
+
+def test_a_process_is_its_pods_from_its_first_record(node: Node) -> None:
+    """A process in a listed container's cgroup is resolved, with its pod, in each event and each look-up."""
+    cgroup = node.cgroup(CART.cgroup())
+    with node.tracer.watch() as watch:
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", f"echo $$ > {cgroup.procs}; exec sleep 100"], stdout=subprocess.DEVNULL
+        )
+        events = _events(watch, lambda e: _of(e, child.pid).count("exec") == 2)
+        identity = node.tracer.lookup(child.pid)
+        child.kill()
+        child.wait()
+        events += _events(watch, lambda e: "exit" in _of(e, child.pid))
+    assert identity.state is State.RESOLVED
+    assert identity.workload.pod == "cart-1"
+    assert identity.workload.container == "app"
+    assert {"k8s:ns:shop", "k8s:sa:cart", "k8s:pod-name:cart-1"} <= set(identity.workload.selectors)
+    assert identity.key.ino
+    moved = [e for e in events if e.identity and e.identity.key.pid == child.pid and e.event in ("move", "exit")]
+    assert [(e.event, e.identity.workload.pod) for e in moved if e.identity] == [
+        ("move", "cart-1"),
+        ("exit", "cart-1"),
+    ]
+    assert moved[1].extra == {"exit_code": None, "signal": 9}
+    assert node.tracer.lookup(child.pid).state is State.GONE
+
+
+def test_a_process_that_moves_is_answered_by_where_it_is_now(node: Node, lab: Run) -> None:
+    """Between two containers and out to the host, every look-up after a move has the new place, and its source."""
+    first, second = node.cgroup(CART.cgroup()), node.cgroup(VICTIM.cgroup())
+    helper = lab("pause")
+    assert node.tracer.lookup(helper.pid).state is State.HOST
+    for _ in range(20):
+        for cgroup, pod in ((first, "cart-1"), (second, "victim-1")):
+            cgroup.add(helper.pid)
+            identity = node.tracer.lookup(helper.pid)
+            assert identity.workload.pod == pod
+            assert identity.process is not None
+            assert identity.process.source == "attach"
+    Path(first.mount.path, "cgroup.procs").write_text(str(helper.pid))
+    assert node.tracer.lookup(helper.pid).state is State.HOST
+
+
+def test_a_nested_cgroup_named_after_another_pod_stays_its_own(node: Node, lab: Run) -> None:
+    """A container that makes a cgroup below its own and names it after another pod's container is still itself."""
+    node.cgroup(VICTIM.cgroup())
+    own = node.cgroup(CART.cgroup())
+    nested = node.cgroup(f"{CART.cgroup()}/pod{VICTIM.uid}/{VICTIM.containers['app']}")
+    again = node.cgroup(f"{CART.cgroup()}{VICTIM.cgroup()}")
+    helper = lab("pause")
+    for cgroup in (nested, again, own):
+        cgroup.add(helper.pid)
+        assert node.tracer.lookup(helper.pid).workload.pod == "cart-1"
+
+
+def test_a_pid_that_comes_back_is_somebody_else(node: Node, lab_binary: Path) -> None:
+    """Of 200 processes that are given the same PID by force, in two pods in turn, each is answered as itself: the PID
+    came back, the inode never did, and the pidfd of an earlier one is gone."""
+    cgroups = [(node.cgroup(CART.cgroup()), "cart-1"), (node.cgroup(VICTIM.cgroup()), "victim-1")]
+    wanted, inodes, earlier = 20_000 + os.getpid() % 1000, set(), None
+    for turn in range(200):
+        cgroup, pod = cgroups[turn % 2]
+        with Helper(lab_binary, "with-pid", wanted) as helper:
+            assert helper.number() == wanted
+            cgroup.add(wanted)
+            identity = node.tracer.lookup(wanted)
+            assert identity.workload.pod == pod
+            assert identity.key.ino == pidfd_inode(wanted)
+            inodes.add(identity.key.ino)
+            if earlier is not None:
+                assert node.tracer.lookup_pidfd(earlier).state is State.GONE
+                os.close(earlier)
+            earlier = os.pidfd_open(wanted)
+            assert node.tracer.lookup_pidfd(earlier).workload.pod == pod
+    assert earlier is not None
+    os.close(earlier)
+    assert len(inodes) == 200
+
+
+def test_a_thread_is_answered_as_its_process(node: Node, lab: Run) -> None:
+    """A thread's ID gives the process's identity, and keeps the number that was asked."""
+    helper = lab("thread")
+    helper.number()
+    (thread,) = {int(name) for name in os.listdir(f"/proc/{helper.pid}/task")} - {helper.pid}
+    identity = node.tracer.lookup(thread)
+    assert (identity.key.pid, identity.asked) == (helper.pid, thread)
+    assert identity.key.ino == pidfd_inode(helper.pid)
+
+
+def test_numbers_that_nobody_has_are_gone(node: Node) -> None:
+    """A PID that does not exist, exists no longer, or cannot exist is "gone", verified or not."""
+    child = subprocess.Popen(["/bin/true"])
+    child.wait()
+    for pid in (child.pid, 4_194_304, 2**31 - 1):
+        assert node.tracer.lookup(pid).state is State.GONE
+        assert node.tracer.lookup(pid, verify=True).state is State.GONE
+
+
+def test_a_zombie_is_gone(node: Node, lab: Run) -> None:
+    """A process that has ended but was not waited for is "gone", though its number is still taken."""
+    corpse = lab("zombie").number()
+    assert Path(f"/proc/{corpse}").exists()
+    until(lambda: node.tracer.lookup(corpse).state is State.GONE, 10, "the zombie to be gone")
+
+
+def test_everyone_who_runs_is_in_the_snapshot(node: Node) -> None:
+    """The snapshot of a watch has every process that /proc has and that lived before and after, init included."""
+    before = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    with node.tracer.watch() as watch:
+        events = _events(watch, lambda e: any(event.event == "synced" for event in e))
+    after = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    shown = {event.identity.key.pid for event in events if event.identity and event.event == "snapshot"}
+    zombies = {pid for pid in before if _state(pid) in "ZX"}
+    assert (before & after) - zombies <= shown
+    assert 1 in shown
+
+
+def _state(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
+
+
+def test_a_slot_that_was_emptied_is_repaired(node: Node, lab: Run) -> None:
+    """A living process whose slot is empty is answered all the same, counted, and has its slot back soon."""
+    cgroup = node.cgroup(CART.cgroup())
+    helper = lab("pause")
+    cgroup.add(helper.pid)
+    assert node.tracer._feed is not None
+    slots = node.tracer._feed.programs.slots
+    before = node.tracer.counters()["repairs"]
+    # A sweep that believes nobody else alive than everyone but this one empties just its slot.
+    found = node.tracer._feed.programs.read_iterator()
+    assert found is not None
+    assert slots.sweep({record[1]: record[6] for record in found[1] if record[1] != helper.pid}) >= 1
+    assert node.tracer.lookup(helper.pid).workload.pod == "cart-1"
+    assert node.tracer.counters()["repairs"] > before
+    until(lambda: slots.read(helper.pid) is not None, 10, "the slot to be written again")
+
+
+def test_lost_records_are_counted_told_and_repaired(node: Node, lab: Run) -> None:
+    """When the ring of processes overflows, look-ups stay right meanwhile, the loss is counted and told, who was born
+    unseen is shown, and who ended unseen is ended."""
+    cgroup = node.cgroup(CART.cgroup())
+    capacity = PROCESS_RING_PAGES * 4096 // (PROCESS.size + 8)
+    assert node.tracer._feed is not None
+    doomed = lab("pause")
+    with node.tracer.watch() as watch:
+        with node.tracer._feed.lock:  # the tracer cannot keep up
+            storm = lab("forks", capacity // 2 + 200)
+            storm.number()
+            unseen = lab("pause")
+            cgroup.add(unseen.pid)
+            doomed.finish()
+            assert node.tracer._feed.programs.counters()["lost_process"] > 0
+            assert node.tracer._feed.programs.slots.read(unseen.pid) is not None
+        assert node.tracer.lookup(unseen.pid).workload.pod == "cart-1"
+        events = _events(
+            watch, lambda e: "snapshot" in _of(e, unseen.pid)[-1:] and "exit" in _of(e, doomed.pid), timeout=20
+        )
+    told = sum(event.extra["count"] for event in events if event.event == "lost")
+    assert told == node.tracer.counters()["lost_process"]
+    assert _of(events, doomed.pid).count("exit") == 1
+
+
+def test_a_birth_is_not_held_up_by_unread_forks(node: Node, lab: Run) -> None:
+    """With 10,000 records of processes unread, a container's cgroup is known within 5 ms of the tracer's waking up, in
+    the best of five tries: births have a ring of their own, and are read first."""
+    feed = node.tracer._feed
+    assert feed is not None
+    took = []
+    for turn in range(5):
+        pod = FakePod(f"late-{turn}")
+        with feed.lock:
+            storm = lab("forks", 5000)
+            storm.number()
+            assert feed.programs.processes.backlog() >= 10_000 * (PROCESS.size + 8)
+            cgroup = node.cgroup(pod.cgroup())
+            released = threading.Event()
+            seen: list[float] = []
+            watcher = threading.Thread(target=_note_when, args=(node, cgroup.id, released, seen))
+            watcher.start()
+            released.set()
+        watcher.join(20)
+        took.append(seen[0])
+        until(lambda: not feed.behind(), 20, "the backlog to be read")
+    assert min(took) <= 0.005, took
+
+
+def _note_when(node: Node, cgroup: int, released: threading.Event, seen: list[float]) -> None:
+    released.wait()
+    start = time.monotonic()
+    entries = node.tracer._index.cgroups.entries
+    while cgroup not in entries and time.monotonic() < start + 10:
+        time.sleep(0.0002)
+    seen.append(time.monotonic() - start)
+
+
+def test_a_container_is_wanted_at_the_birth_of_its_cgroup() -> None:
+    """A container's cgroup that no source knows has the kubelet asked at once, not at the next interval, and resolves
+    as soon as the list has it; one of Docker, outside of any pod, asks nobody."""
+    pod = FakePod("new-1", listed=False)
+    with (
+        ReplayKubelet(listing(pod)) as kubelet,
+        Tracer(Settings(kubelet_read_only_port=kubelet.port, refresh_interval=600)) as tracer,
+    ):
+        assert tracer.wait_synced(30)
+        node = Node(tracer)
+        try:
+            asked = kubelet.requests
+            node.cgroup("/docker/" + "d" * 64)
+            until(lambda: not tracer._feed or not tracer._feed.behind(), 10, "the news to be read")
+            assert kubelet.requests == asked
+            cgroup = node.cgroup(pod.cgroup())
+            until(lambda: kubelet.requests > asked, 5, "the kubelet to be asked")
+            with tracer.watch() as watch:
+                child = subprocess.Popen(["/bin/sh", "-c", f"echo $$ > {cgroup.procs}; read x"], stdin=subprocess.PIPE)
+                events = _events(watch, lambda e: "move" in _of(e, child.pid))
+                assert tracer.lookup(child.pid).state is State.PENDING
+                child.communicate(b"\n", timeout=10)
+                pod.listed = True
+                kubelet.set_body(listing(pod))
+                events += _events(watch, lambda e: "resolved" in _of(e, child.pid))
+            (resolved,) = [event for event in events if event.event == "resolved"]
+            assert resolved.identity is not None
+            assert resolved.identity.workload.pod == "new-1"
+        finally:
+            node.remove()
+
+
+def test_closing_a_watch_ends_its_iteration(node: Node) -> None:
+    """Closing a watch from another thread ends whoever iterates over it, and the tracer goes on."""
+    watch = node.tracer.watch(snapshot=False)
+    threading.Timer(0.1, watch.close).start()
+    assert all(event.event in ("synced", "fork", "exec", "exit", "move", "resolved") for event in watch)
+    assert node.tracer.lookup(os.getpid()).state is State.HOST
