@@ -14,7 +14,6 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -219,7 +218,7 @@ class Tracer:
                 leader = procfs.process_of(self.settings.procfs, pid)
                 if leader is None or leader == pid:
                     return gone(pid)
-                return replace(self.lookup(leader), asked=pid)
+                return self.lookup(leader)._replace(asked=pid)
             slot = self._live.programs.slots.read(pid)
             if slot is None:
                 slot = self._repair(pid, fd)

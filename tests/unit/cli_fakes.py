@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tracer import clock
 from tracer.cli.app import App
@@ -106,7 +106,7 @@ class FakeTracer:
 
     def lookup(self, pid: int, *, verify: bool = False) -> Identity:
         self.calls.append(("lookup", pid, verify))
-        return self.known.get(pid) or replace(identity(pid, GONE), process=None, cgroup=None)
+        return self.known.get(pid) or identity(pid, GONE)._replace(process=None, cgroup=None)
 
     def watch(self, *, snapshot: bool = True) -> FakeWatch:
         self.calls.append(("watch", snapshot))

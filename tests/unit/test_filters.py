@@ -132,7 +132,7 @@ def test_host_processes_are_hidden_unless_asked_for_or_named() -> None:
 
 
 def test_a_process_is_named_by_its_thread_too() -> None:
-    assert matches(replace(identity(7), asked=9), Filters(pids=(9,)))
+    assert matches(identity(7)._replace(asked=9), Filters(pids=(9,)))
 
 
 def test_labels_that_are_known_to_be_none_meet_a_negative_selector() -> None:

@@ -91,7 +91,7 @@ def test_the_lookup_table_lines_up_and_says_the_reason() -> None:
 
 
 def test_a_thread_is_shown_with_its_process() -> None:
-    assert "9→7" in written("table", replace(identity(7), asked=9))
+    assert "9→7" in written("table", identity(7)._replace(asked=9))
 
 
 def test_wide_cuts_ids_unless_told_otherwise() -> None:
