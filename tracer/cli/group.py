@@ -26,6 +26,7 @@ class Lazy:
 COMMANDS = {
     "watch": Lazy("tracer.cli.watch", "Show live which processes start, move and end, each with its workload."),
     "lookup": Lazy("tracer.cli.lookup", "Say which workload a process is."),
+    "demo": Lazy("tracer.cli.demo", "Watch a node made up on this machine, which needs no Kubernetes."),
     "config": Lazy("tracer.cli.config", "Show each value and where it came from."),
     "version": Lazy("tracer.cli.version", "Print the version."),
 }

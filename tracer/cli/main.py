@@ -69,7 +69,7 @@ def _invoke(args: list[str], app: App) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return 0 if app.command == "watch" else INTERRUPTED
+        return 0 if app.command in ("watch", "demo") else INTERRUPTED
     except TracerError as error:
         if app.debug:
             _traceback()

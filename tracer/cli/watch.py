@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from tracer import clock
 from tracer.cli import events, options
-from tracer.cli.app import App, Watch, pass_app, say
+from tracer.cli.app import App, Tracer, Watch, pass_app, say
 from tracer.cli.filters import Filters, matches
 from tracer.cli.output import Out
 from tracer.cli.params import Duration, OneOf, Whole
@@ -19,6 +20,11 @@ from tracer.model import Event
 
 _BATCH = 256  # events written at once when that many wait
 _PULSE = 1.0  # seconds after which an idle watch looks whether its reader is still there
+
+F = TypeVar("F", bound=Callable[..., Any])
+Prepare = Callable[[ExitStack], tuple[Tracer, Callable[[], None]]]
+"""Makes a tracer that is not started yet, and what to call once it is watched; both may be cleared away in the stack's
+end. It is not interrupted."""
 
 EXAMPLES = """\b
 Examples:
@@ -29,23 +35,34 @@ Examples:
 """
 
 
+def stream_options(function: F) -> F:
+    """The command takes the filters and what says how events are shown, to be given to :func:`run`."""
+    for decorate in reversed((
+        options.filter_options,
+        click.option(
+            "-o",
+            "--output",
+            "format_",
+            type=OneOf("table", "wide", "json"),
+            default="table",
+            help="table, wide, or json: one object a line. [table]",
+        ),
+        click.option("--duration", type=Duration(), metavar="D", help="End after this time."),
+        click.option(
+            "--count", type=Whole(1, 10**9), metavar="N", help="End after this many events behind the snapshot."
+        ),
+        click.option("--no-snapshot", is_flag=True, help="Leave out what runs already."),
+        click.option("--plain", is_flag=True, help="No colour, and nothing cut to the width of the terminal."),
+        click.option("-t", "--timestamps", is_flag=True, help="Times in RFC 3339, UTC."),
+        click.option("--no-headers", is_flag=True, help="Leave out the titles of the columns."),
+        click.option("--no-trunc", is_flag=True, help="Write container IDs in full."),
+    )):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
 @click.command("watch", cls=options.Command, epilog=EXAMPLES)
-@options.filter_options
-@click.option(
-    "-o",
-    "--output",
-    "format_",
-    type=OneOf("table", "wide", "json"),
-    default="table",
-    help="table, wide, or json: one object a line. [table]",
-)
-@click.option("--duration", type=Duration(), metavar="D", help="End after this time.")
-@click.option("--count", type=Whole(1, 10**9), metavar="N", help="End after this many events behind the snapshot.")
-@click.option("--no-snapshot", is_flag=True, help="Leave out what runs already.")
-@click.option("--plain", is_flag=True, help="No colour, and nothing cut to the width of the terminal.")
-@click.option("-t", "--timestamps", is_flag=True, help="Times in RFC 3339, UTC.")
-@click.option("--no-headers", is_flag=True, help="Leave out the titles of the columns.")
-@click.option("--no-trunc", is_flag=True, help="Write container IDs in full.")
+@stream_options
 @options.pod_data_options
 @options.global_options
 @pass_app
@@ -54,6 +71,11 @@ def command(app: App, /, **given: Any) -> int:
 
     What runs already comes first. Ends cleanly on Ctrl-C, SIGTERM, and when the reader of its output goes.
     """
+    return run(app, given, lambda _opened: (app.open_tracer(), lambda: None))
+
+
+def run(app: App, given: dict[str, Any], prepare: Prepare) -> int:
+    """Watches what ``prepare`` makes until a limit, a signal or the reader ends it; the exit code."""
     wanted = options.filters(app, given)
     out = Out()
     style = out.style(
@@ -66,12 +88,16 @@ def command(app: App, /, **given: Any) -> int:
     printer = events.printer(given["format_"], out, style)
     snapshot = not given["no_snapshot"]
     with Stopper() as stopper, suppress(Stop), ExitStack() as opened:
-        with stopper.interruptible():
-            tracer = opened.enter_context(app.open_tracer())
-            watch = opened.enter_context(tracer.watch(snapshot=snapshot))
-        printer.begin()
-        _follow(watch, printer, out, stopper, wanted, given["duration"], given["count"], snapshot)
-        stopper.shield()
+        try:
+            prepared, begin = prepare(opened)
+            with stopper.interruptible():
+                tracer = opened.enter_context(prepared)
+                watch = opened.enter_context(tracer.watch(snapshot=snapshot))
+            printer.begin()
+            begin()
+            _follow(watch, printer, out, stopper, wanted, given["duration"], given["count"], snapshot)
+        finally:
+            stopper.shield()  # whatever was opened is closed, however often somebody presses Ctrl-C
     if app.verbose:
         say("podtracer: watch ended")
     return 0
