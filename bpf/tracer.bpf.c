@@ -411,13 +411,15 @@ static __always_inline int moved(struct bpf_raw_tracepoint_args *ctx)
 	struct process_record r = {};
 	struct config *c = config();
 	u32 tid = 0, tgid = 0, flags = 0, nr, hierarchy;
+	bool tracked;
 	struct slot *s;
 	u64 ino, id, seen;
 
 	if (!c)
 		return 0;
 	hierarchy = cgroup_hierarchy(cgroup);
-	if (hierarchy != HIERARCHY(READ(c->tracked)))
+	tracked = hierarchy == HIERARCHY(READ(c->tracked));
+	if (!tracked && !READ(c->all_moves))
 		return 0;
 	LOAD(tid, task + O_TASK_PID);
 	LOAD(tgid, task + O_TASK_TGID);
@@ -434,7 +436,7 @@ static __always_inline int moved(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	ino = inode(task, pid);
 	id = cgroup_id(cgroup);
-	s = find(nr);
+	s = tracked ? find(nr) : 0;
 	if (s) {
 		/* Empty: the fork that is writing it reads the cgroup again after its store, and finds ours. */
 		if (READ(s->ino) != ino || READ(s->tag) != ((u64)hierarchy << 32 | nr))
@@ -450,11 +452,12 @@ static __always_inline int moved(struct bpf_raw_tracepoint_args *ctx)
 			STORE(s, ino, 0);
 			count(OVERTAKEN);
 		}
-	} else if (!READ(c->report_unseen)) {
+	} else if (tracked && !READ(c->report_unseen)) {
 		return 0;
 	}
 	r.cgroup = id;
 	fill(&r, PROCESS_ATTACH, task, nr, ino, c);
+	r.hierarchy = hierarchy;
 	tell(&r);
 	return 0;
 }

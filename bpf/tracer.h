@@ -80,6 +80,8 @@ struct config {
 	u32 report_unseen; /* also report exits and moves of processes without a slot (no iterator) */
 	u32 scan;          /* the iterator: 0 writes the header only, 1 the slots and a record for each process */
 	u32 version;
+	u32 all_moves;     /* report moves on every hierarchy: SPIRE's rules read them all */
+	u32 unused;
 };
 
 /* Counters, one u64 each. */

@@ -51,6 +51,9 @@ class Feed:
         self.programs = programs
         self.index = index
         self.repairs = 0
+        # Called with the PID of a process that moved on another hierarchy, which SPIRE's rules read too.
+        self.on_other_move: Callable[[int], None] = lambda _pid: None
+        self._all_moves = False
         self._procfs = procfs_dir
         self._publish = publish
         found = programs.read_iterator()
@@ -98,7 +101,13 @@ class Feed:
             ns_inum=self.header.ns_inum,
             all_births=self._scout is not None,
             report_unseen=self.programs.features.no_iterator is not None,
+            all_moves=self._all_moves,
         )
+
+    def report_all_moves(self, wanted: bool) -> None:
+        """Has moves on every hierarchy reported to ``on_other_move``, or no longer."""
+        self._all_moves = wanted
+        self._configure()
 
     # ---- draining ----
 
@@ -107,9 +116,11 @@ class Feed:
         return self.programs.processes.pending() or self.programs.cgroups.pending()
 
     def drain(self) -> None:
-        """Takes all news in."""
+        """Takes all news in that are there now; not what a fork bomb adds meanwhile, or it would never end."""
         self._drain_cgroups()
-        while records := self.programs.processes.drain(_BATCH):
+        left = self.programs.processes.unread()
+        while left > 0 and (records := self.programs.processes.drain(_BATCH)):
+            left -= len(records)
             events = []
             for record in records:
                 event = self._process(ProcessEvent._make(record))
@@ -124,6 +135,9 @@ class Feed:
         # is gone.
         hierarchy, cgroup = event.hierarchy, event.cgroup
         if event.kind != ProcessEventKind.EXIT:
+            if event.kind == ProcessEventKind.ATTACH and hierarchy != self.index.hierarchy:
+                self.on_other_move(event.pid)
+                return None
             slot = self.programs.slots.read(event.pid)
             if slot is not None and slot.ino == event.ino:
                 hierarchy, cgroup = slot.hierarchy, slot.cgroup

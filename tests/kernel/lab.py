@@ -125,6 +125,7 @@ class Kernel:
         force: Sequence[str] = (),
         hierarchy: str = "v2",
         all_births: bool = False,
+        all_moves: bool = False,
     ) -> None:
         self.programs = Programs(flags=flags, source_dir=source_dir, force=force)
         found = self.programs.read_iterator()
@@ -142,6 +143,7 @@ class Kernel:
             ns_inum=0,
             all_births=all_births,
             report_unseen=header is None,
+            all_moves=all_moves,
         )
         self.programs.attach()
 

@@ -161,3 +161,21 @@ def test_a_process_with_a_dead_leader_moves(kernel: Kernel, make_cgroup: MakeCgr
     slot = kernel.slot(helper.pid)
     assert slot is not None
     assert slot.cgroup == cgroup.id
+
+
+def test_moves_elsewhere_are_told_only_while_asked_for(make_cgroup: MakeCgroup, lab: Run) -> None:
+    """A move on another hierarchy is told while all moves are asked for, with that hierarchy's number, and leaves the
+    slot as it was."""
+    elsewhere = make_cgroup("elsewhere", "pids")
+    helper = lab("pause")
+    with Kernel(all_moves=True) as kernel:
+        kernel.scan()
+        before = kernel.slot(helper.pid)
+        elsewhere.add(helper.pid)
+        (move,) = kernel.records(helper.pid)
+        assert (move.kind, move.hierarchy, move.cgroup) == (
+            ProcessEventKind.ATTACH,
+            kernel.mounts["pids"].info.hierarchy,
+            elsewhere.id,
+        )
+        assert kernel.slot(helper.pid) == before

@@ -29,7 +29,8 @@ int main(void) {
     AT(cgroup_record, kind); AT(cgroup_record, hierarchy); AT(cgroup_record, time); AT(cgroup_record, id);
     AT(cgroup_record, parent); AT(cgroup_record, level); AT(cgroup_record, name_size); AT(cgroup_record, name);
     AT(config, tracked); AT(config, ns_level); AT(config, ns_inum); AT(config, all_births);
-    AT(config, report_unseen); AT(config, scan); AT(config, version);
+    AT(config, report_unseen); AT(config, scan); AT(config, version); AT(config, all_moves);
+    AT(config, unused);
     VALUE(WIRE_VERSION); VALUE(SLOT_COUNT); VALUE(PROCESS_RING_PAGES); VALUE(CGROUP_RING_PAGES);
     VALUE(COUNTER_COUNT); VALUE(LOST_PROCESS); VALUE(LOST_CGROUP); VALUE(LOST_SLOT); VALUE(UNSTABLE);
     VALUE(OVERTAKEN); VALUE(SPILLED);
@@ -74,7 +75,7 @@ def test_the_decoder_reads_the_structs_of_the_header(tmp_path: Path) -> None:
         ),
         "config": (
             wire.CONFIG,
-            ["tracked", "ns_level", "ns_inum", "all_births", "report_unseen", "scan", "version"],
+            ["tracked", "ns_level", "ns_inum", "all_births", "report_unseen", "scan", "version", "all_moves", "unused"],
         ),
     }
     for struct, (layout, names) in fields.items():

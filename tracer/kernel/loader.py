@@ -212,11 +212,12 @@ class Programs:
         ns_inum: int,
         all_births: bool,
         report_unseen: bool,
+        all_moves: bool = False,
     ) -> None:
         """Sets what the programs read at each event. May be called while they run: hierarchy and controller change
         in one store."""
-        rest = (ns_level, ns_inum, int(all_births), int(report_unseen), 1, wire.WIRE_VERSION)
-        struct.pack_into("<6I", self._config_map, 8, *rest)
+        rest = (ns_level, ns_inum, int(all_births), int(report_unseen), 1, wire.WIRE_VERSION, int(all_moves), 0)
+        struct.pack_into("<8I", self._config_map, 8, *rest)
         self._tracked[0] = hierarchy.hierarchy | hierarchy.subsys << 32
 
     def attach(self) -> None:

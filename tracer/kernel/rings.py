@@ -40,9 +40,9 @@ class Ring:
         """Whether anything is unread: two reads of memory."""
         return self._producer[0] != self._consumer[0]
 
-    def backlog(self) -> int:
-        """Unread bytes."""
-        return self._producer[0] - self._consumer[0]
+    def unread(self) -> int:
+        """How many records are unread."""
+        return (self._producer[0] - self._consumer[0]) // self._layout.size
 
     def drain(self, at_most: int = 1 << 20) -> list[tuple[Any, ...]]:
         """Up to ``at_most`` records in order, each the tuple of its layout."""

@@ -17,7 +17,7 @@ PROCESS = struct.Struct("<4I5Q16s")  # kind, pid, ppid, hierarchy, time, start, 
 CGROUP = struct.Struct("<2I3Q2I256s")  # kind, hierarchy, time, id, parent, level, name_size, name
 HEADER = struct.Struct("<4I")  # version, subsys_count, ns_level, ns_inum
 HIERARCHY = struct.Struct("<2IQ")  # subsys, hierarchy, root
-CONFIG = struct.Struct("<Q6I")  # tracked, ns_level, ns_inum, all_births, report_unseen, scan, version
+CONFIG = struct.Struct("<Q8I")  # tracked, ns_level, ns_inum, all_births, report_unseen, scan, version, all_moves
 
 # enum counter
 COUNTERS = ("lost_process", "lost_cgroup", "lost_slot", "unstable", "overtaken", "spilled")
