@@ -129,6 +129,11 @@ class Tracer:
         self.close()
 
     @property
+    def programs(self) -> Programs:
+        """The loaded programs, for whoever measures them."""
+        return self._live.programs
+
+    @property
     def features(self) -> Features:
         """Which ways were taken on this kernel."""
         return self._live.programs.features
