@@ -1,0 +1,82 @@
+"""The README and docs/ name everything that a user can type, set or get back."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from tracer import errors
+from tracer.cli import configuration, main
+from tracer.cli.group import COMMANDS, cli
+from tracer.model import State
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+WORDS = set(re.findall(r"[\w.-]+", DOCS))
+
+
+def commands() -> dict[str, click.Command]:
+    return {name: importlib.import_module(lazy.module).command for name, lazy in COMMANDS.items()}
+
+
+def flags() -> Iterator[str]:
+    for command in (cli, *commands().values()):
+        for param in command.get_params(click.Context(command, help_option_names=["-h", "--help"])):
+            if isinstance(param, click.Option):
+                yield from param.opts + param.secondary_opts
+
+
+def exit_codes(error: type[errors.TracerError] = errors.TracerError) -> Iterator[int]:
+    yield error.exit_code
+    for kind in error.__subclasses__():
+        yield from exit_codes(kind)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name: str) -> None:
+    assert f"`podtracer {name}" in DOCS
+
+
+@pytest.mark.parametrize("flag", sorted(set(flags())))
+def test_every_flag_is_documented(flag: str) -> None:
+    assert flag in WORDS
+
+
+@pytest.mark.parametrize("key", configuration.OPTIONS)
+def test_every_environment_variable_and_default_is_documented(key: str) -> None:
+    option = configuration.OPTIONS[key]
+    assert {option.variable, *option.fallbacks} <= WORDS
+    if isinstance(option.default, str):
+        assert f"`{option.default}`" in DOCS
+
+
+def test_the_configuration_file_and_its_variable_are_documented() -> None:
+    assert "PODTRACER_CONFIG" in WORDS
+    assert configuration.DEFAULT_FILE in DOCS
+
+
+@pytest.mark.parametrize("code", sorted({0, 1, *exit_codes(), main.INTERNAL, main.INTERRUPTED}))
+def test_every_exit_code_is_documented(code: int) -> None:
+    assert re.search(rf"^\| {code} \|", DOCS, re.M)
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_every_state_is_documented(state: State) -> None:
+    assert f"| `{state}` |" in DOCS
+
+
+def test_nothing_is_documented_that_is_not_there() -> None:
+    known = set(flags()) | {"-h", "--help", "--all", "-"}  # scripts/test --all, lookup -
+    spoken = {word for code in re.findall(r"`([^`\n]+)`", README) for word in re.findall(r"(?<!\S)-[\w-]*", code)}
+    assert spoken <= known, spoken - known
+
+
+def test_what_the_readme_refers_to_is_in_the_repository() -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`(scripts/\w+|bpf/|tracer/\w+/)", README):
+        assert (ROOT / path).exists(), path
