@@ -5,8 +5,12 @@ Text of ``/proc`` is a snapshot of a number, not of a process: callers bracket i
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 _TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -51,6 +55,34 @@ def process_of(procfs: str, tid: int) -> int | None:
         if line.startswith(b"Tgid:"):
             return int(line[5:])
     return None
+
+
+def unix_selectors(procfs: str, pid: int) -> tuple[str, ...] | None:
+    """The selectors that SPIRE's ``unix`` attestor gives the process, but for those of its program's file (``path``,
+    ``sha256``); ``None`` where it cannot be told, as of a process that has ended. IDs are the effective ones, as seen
+    from our user namespace; names are this machine's, not those in the container."""
+    ids: dict[bytes, list[int]] = {}
+    for line in (_read(f"{procfs}/{pid}/status") or b"").split(b"\n"):
+        name, _, values = line.partition(b":")
+        if name in (b"Uid", b"Gid", b"Groups"):
+            ids[name] = [int(value) for value in values.split()]
+    if len(ids.get(b"Uid", ())) < 2 or len(ids.get(b"Gid", ())) < 2:
+        return None
+    found: list[tuple[str, int | str | None]] = []
+    minute = int(time.monotonic() / 60)
+    for kind, named, number in (("uid", "user", ids[b"Uid"][1]), ("gid", "group", ids[b"Gid"][1])):
+        found += [(kind, number), (named, _name(kind, number, minute))]
+    for number in ids.get(b"Groups", ()):
+        found += [("supplementary_gid", number), ("supplementary_group", _name("gid", number, minute))]
+    return tuple(sorted({f"unix:{kind}:{value}" for kind, value in found if value is not None}))
+
+
+@lru_cache(maxsize=1024)
+def _name(kind: str, number: int, minute: int) -> str | None:  # noqa: ARG001 - kept for a minute at most
+    try:
+        return pwd.getpwuid(number).pw_name if kind == "uid" else grp.getgrgid(number).gr_name
+    except KeyError:
+        return None
 
 
 def living_thread(procfs: str, pid: int) -> int | None:
