@@ -4,6 +4,8 @@ Records carry a cgroup's own name and its parent's id; a path is only ever built
 cut and a rename moves the whole subtree. Which container a cgroup belongs to follows the strict rule
 (``cgroup_path``), with one memory: a cgroup that was once resolved stays bound to its container, and so does all
 below it, until the kernel releases it, whatever is renamed or learnt later.
+
+What was not resolved is read anew whenever a name on its way changes: an entry says what the names say now.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ class Entry:
     """A container's own cgroup, and what is known of the container. Changes as sources tell more.
 
     ``home`` is the cgroup's id, ``root`` the kubepods root above it (``None`` for a container below no pod segment),
-    ``born`` when it was made or first seen, ``live`` whether it still has a directory. ``pod`` and ``container`` are
-    set once it was resolved.
+    ``born`` when it was made (``seen``) or first heard of, ``live`` whether it still has a directory. ``pod`` and
+    ``container`` are set once it was resolved.
     """
 
     __slots__ = (
@@ -49,17 +51,19 @@ class Entry:
         "pods_at",
         "ref",
         "root",
-        "wanted",
+        "seen",
         "workload",
     )
 
-    def __init__(self, ref: ContainerRef, home: int, root: str | None, born: int, workload: Workload) -> None:
+    def __init__(
+        self, ref: ContainerRef, home: int, root: str | None, born: int, workload: Workload, *, seen: bool = False
+    ) -> None:
         self.ref = ref
         self.home = home
         self.root = root
         self.born = born
+        self.seen = seen
         self.live = True
-        self.wanted = False
         self.workload = workload
         self.pods_at: int | None = None
         self.pod: Pod | None = None
@@ -86,12 +90,13 @@ class View:
 
 
 class _Node:
-    __slots__ = ("born", "name", "parent")
+    __slots__ = ("born", "name", "parent", "seen")
 
-    def __init__(self, parent: int, name: str, born: int) -> None:
+    def __init__(self, parent: int, name: str, born: int, seen: bool) -> None:
         self.parent = parent
         self.name = name
         self.born = born
+        self.seen = seen
 
 
 _HOST_TEXT = {
@@ -115,13 +120,16 @@ class CgroupTree:
         self._top = 0
         self._nodes: dict[int, _Node] = {}
         self._bound: dict[int, Entry] = {}
+        self._by_id: dict[str, list[Entry]] = {}
         self._released: deque[tuple[int, int]] = deque()
+        # Homes whose names were dropped and not read again yet, and since when: perhaps they are removed.
+        self._unsure: dict[int, int | None] = {}
         self.views: dict[int, View] = {}
         self.entries: dict[int, Entry] = {}
         self.root: str | None = prefix
         # Entries that nobody has considered yet, and whether any entry changed since that was last asked.
         self.fresh: list[Entry] = []
-        self.changed = False
+        self.changed = True
 
     def track(self, top: int) -> None:
         """Starts anew on another hierarchy, whose root cgroup has the id ``top``."""
@@ -132,13 +140,21 @@ class CgroupTree:
         """Takes a birth, removal, release or rename in."""
         if event.kind == CgroupEventKind.MKDIR:
             name = event.name.decode("utf-8", "backslashreplace")
-            self._nodes[event.id] = _Node(event.parent, name, event.time)
-            self.views.pop(event.id, None)
+            old = self._nodes.get(event.id)
+            self._nodes[event.id] = _Node(event.parent, name, event.time, True)
+            if old is not None:  # its names were read before the record of its birth
+                if (entry := self.entries.get(event.id)) is not None:
+                    entry.born, entry.seen = event.time, True
+                if (old.parent, old.name) != (event.parent, name):
+                    self._renamed()
         elif event.kind == CgroupEventKind.RENAME:
-            if (node := self._nodes.get(event.id)) is not None:
-                node.name, node.parent = event.name.decode("utf-8", "backslashreplace"), event.parent
-                self.views.clear()
+            name = event.name.decode("utf-8", "backslashreplace")
+            node = self._nodes.get(event.id)
+            if node is not None and (node.parent, node.name) != (event.parent, name):
+                node.parent, node.name = event.parent, name
+                self._renamed()
         else:
+            self._unsure.pop(event.id, None)
             if (entry := self.entries.get(event.id)) is not None:
                 entry.live = False
                 self.changed = True
@@ -147,27 +163,65 @@ class CgroupTree:
 
     def learn(self, chain: Iterable[tuple[int, str]], now: int) -> None:
         """Takes in the (id, name) of each cgroup from below the root down to one whose records we do not have."""
-        parent = self._top
+        parent, renamed = self._top, False
         for cgroup, name in chain:
             node = self._nodes.get(cgroup)
             if node is None:
-                self._nodes[cgroup] = _Node(parent, name, now)
+                self._nodes[cgroup] = _Node(parent, name, now, False)
             elif (node.parent, node.name) != (parent, name):
                 node.parent, node.name = parent, name
-                self.views.clear()
+                renamed = True
+            if cgroup in self._unsure:
+                del self._unsure[cgroup]
+                self.entries[cgroup].live = True
+                self.changed = True
             parent = cgroup
+        if renamed:
+            self._renamed()
 
     def forget_names(self) -> None:
-        """Drops every name, to be read again: a record was lost, perhaps that of a rename. Bindings stay."""
+        """Drops every name, to be read again: a record was lost, perhaps that of a rename or a removal. Bindings stay;
+        a container counts as live again once its name was learnt."""
         self._nodes.clear()
         self.views.clear()
+        for home, entry in self.entries.items():
+            if entry.live:
+                entry.live = False
+                self._unsure[home] = None
+        self.changed = True
 
     def prune(self, now: int) -> None:
-        """Drops what was released long enough ago for no unread record to name it."""
+        """Drops what was released long enough ago for no unread record to name it, and what was not found again."""
         while self._released and self._released[0][0] < now - _KEPT:
-            _, cgroup = self._released.popleft()
-            for table in (self._nodes, self.views, self._bound, self.entries):
-                table.pop(cgroup, None)
+            self._drop(self._released.popleft()[1])
+        for home, since in tuple(self._unsure.items()):
+            if since is None:
+                self._unsure[home] = now
+            elif since < now - _KEPT:
+                self._drop(home)
+
+    def _drop(self, cgroup: int) -> None:
+        for table in (self._nodes, self.views, self._bound):
+            table.pop(cgroup, None)
+        self._remove(cgroup)
+
+    def _remove(self, home: int) -> Entry | None:
+        self._unsure.pop(home, None)
+        entry = self.entries.pop(home, None)
+        if entry is not None:
+            same = self._by_id[entry.ref.container_id]
+            same.remove(entry)
+            if not same:
+                del self._by_id[entry.ref.container_id]
+            self.changed = True
+        return entry
+
+    def _renamed(self) -> None:
+        """Some name changed: reads those of all containers anew that are not bound."""
+        self.views.clear()
+        for home in tuple(self.entries):
+            if home not in self._bound:
+                self.locate(home)
 
     def _chain(self, cgroup: int) -> list[tuple[int, _Node]] | None:
         """(id, node) from below the root down to the cgroup, ``None`` where a link is missing."""
@@ -204,13 +258,20 @@ class CgroupTree:
         assert place.path is not None
         match = match_strict(place.path, self.root)
         if match.container is None or match.depth is None:
+            self._remove(place.id)
             return View(place, None, _host(match))
         home, node = chain[match.depth]
+        if home != place.id:
+            self._remove(place.id)
+        root = match.root if match.below_pod else None
         entry = self.entries.get(home)
-        if entry is None or entry.ref != match.container:
-            root = match.root if match.below_pod else None
-            entry = Entry(match.container, home, root, node.born, _first(match))
+        if entry is None or entry.ref != match.container or entry.root != root:
+            old = self._remove(home)
+            entry = Entry(match.container, home, root, node.born, first_workload(match.container, root), seen=node.seen)
+            if old is not None:
+                entry.live, entry.awaiting = old.live, old.awaiting
             self.entries[home] = entry
+            self._by_id.setdefault(entry.ref.container_id, []).append(entry)
             self.fresh.append(entry)
             self.changed = True
         return View(place, entry, entry.workload)
@@ -220,39 +281,34 @@ class CgroupTree:
         self._bound[entry.home] = entry
 
     def learn_root(self, listed: Iterable[Entry]) -> None:
-        """Takes the node's kubepods root from containers that a source lists: the one nearest the top, since what
-        lies below a container may be made to look like anything."""
-        if self._prefix is not None:
-            return
-        roots = {entry.root for entry in listed if entry.root is not None}
+        """Takes the node's kubepods root from containers that a source lists, once and for all: of several the one
+        nearest the top, since what lies below a container may be made to look like anything."""
+        roots = {entry.root for entry in listed if entry.root is not None} if self.root is None else set()
         if not roots:
             return
-        best = min(roots, key=lambda root: (root.count("/"), root))
-        if self.root is None or best.count("/") < self.root.count("/"):
-            self.root = best
-            for home in [home for home, entry in self.entries.items() if not self._under(entry)]:
-                del self.entries[home]
-                self._bound.pop(home, None)
-            self.views.clear()
-
-    def _under(self, entry: Entry) -> bool:
-        return entry.root is None or entry.root == self.root
+        self.root = min(roots, key=lambda root: (root.count("/"), root))
+        for home in [home for home, entry in self.entries.items() if entry.root not in (None, self.root)]:
+            self._remove(home)
+            self._bound.pop(home, None)
+        self._renamed()
 
     def containers(self) -> Iterator[Entry]:
         """Every container's cgroup that is known."""
         return iter(tuple(self.entries.values()))
 
+    def named(self, container_id: str) -> tuple[Entry, ...]:
+        """The cgroups that are called like this container."""
+        return tuple(self._by_id.get(container_id, ()))
 
-def _first(match: PathMatch) -> Workload:
-    """What is known of a container before any source was asked."""
-    assert match.container is not None
-    ref = match.container
-    if match.below_pod:
-        return Workload(
-            State.PENDING,
-            "not_listed_yet",
-            "no source lists this container yet",
-            pod_uid=ref.pod_uid,
-            container_id=ref.container_id,
-        )
-    return Workload(State.HOST, "not_a_pod", "a container that belongs to no pod", container_id=ref.container_id)
+
+def first_workload(ref: ContainerRef, root: str | None) -> Workload:
+    """What is known of a container, below this kubepods root or none, before any source was asked."""
+    if root is None:
+        return Workload(State.HOST, "not_a_pod", "a container that belongs to no pod", container_id=ref.container_id)
+    return Workload(
+        State.PENDING,
+        "not_listed_yet",
+        "no source lists this container yet",
+        pod_uid=ref.pod_uid,
+        container_id=ref.container_id,
+    )

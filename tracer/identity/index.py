@@ -10,22 +10,21 @@ time (``tick``); out come identities and events. A container's entry goes throug
     resolved ──sources silent for too long──▶ unknown: stale
 
 Nothing is final but what the kernel says is over: a list that names the container resolves it from every state. A
-wrong identity is worse than a late one, so whatever is not certain is ``pending`` or ``unknown``.
+wrong identity is worse than a late one, so whatever is not certain is ``pending`` or ``unknown``. The decisions are
+those of ``verdict``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, View
-from tracer.identity.pods import PodTable, pod_has_uid
-from tracer.identity.selectors import selectors
+from tracer.identity.verdict import Rules, Verdicts
 from tracer.model import (
     GONE,
     Cgroup,
-    Container,
     Event,
     Identity,
     Pod,
@@ -38,9 +37,9 @@ from tracer.model import (
     Workload,
 )
 
-# A container that a list calls running but of which no cgroup was ever seen is believed in after this long: the
-# kubelet's status lags behind a restart by up to a second, and then names the container that ended.
-_STATUS_LAG = 5_000_000_000
+__all__ = ["Index", "Known", "Rules", "gone"]
+
+# Processes that ended, remembered to drop repeats of their last records; and those that wait for a decision.
 _ENDED = 4096
 
 SWITCHING = Workload(State.PENDING, "hierarchy", "which cgroup hierarchy holds the containers is being found out")
@@ -54,30 +53,23 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What can be set. Times in nanoseconds.
-
-    ``give_up`` is how long a container may stay unlisted before it is ``unknown``, ``max_stale`` how long sources may
-    fail before what they told is no longer believed.
-    """
-
-    give_up: int = 30_000_000_000
-    max_stale: int = 600_000_000_000
-    prefix: str | None = None
-    disable_container_selectors: bool = False
-
-
 class Known:
-    """A process that the records told of."""
+    """A process that the records told of. ``awaited`` is the container whose identity its watchers still wait for."""
 
-    __slots__ = ("cgroup", "hierarchy", "key", "process")
+    __slots__ = ("awaited", "cgroup", "hierarchy", "key", "process")
 
     def __init__(self, key: ProcessKey, process: Process, hierarchy: int, cgroup: int) -> None:
         self.key = key
         self.process = process
         self.hierarchy = hierarchy
         self.cgroup = cgroup
+        self.awaited: Entry | None = None
+
+    def wait_for(self, entry: Entry | None) -> None:
+        """Sets what is awaited; nobody waits for where the process was before."""
+        if self.awaited is not None and self.awaited is not entry:
+            self.awaited.awaiting.pop(self.key, None)
+        self.awaited = entry
 
 
 class Index:
@@ -93,16 +85,22 @@ class Index:
         self.uncertain = False
         # Whether anybody watches; without, events are not made.
         self.watched = False
-        self.pods_at: int | None = None
-        self._pods_from: str | None = None
-        self._table: PodTable | None = None
+        self._verdicts = Verdicts(self.rules, self.cgroups)
         self._now = 0
+        # Whether a container came up while the node's kubepods root was not known.
+        self._root_due = False
         self._stale = False
         self._ended: OrderedDict[ProcessKey, None] = OrderedDict()
         # Announced while it was not certain which hierarchy holds the containers.
         self._undecided: dict[ProcessKey, Process] = {}
-        self._wanted: list[str] = []
-        self._settled: list[str] = []
+        self._wanted: set[str] = set()
+        # Events that came of something else than pod data, told with the next tick.
+        self._late: list[Event] = []
+
+    @property
+    def pods_at(self) -> int | None:
+        """When the newest pod list was fetched."""
+        return self._verdicts.pods_at
 
     # ---- asking ----
 
@@ -127,18 +125,26 @@ class Index:
         if view is None:
             view = self.cgroups.locate(cgroup)
             if self.cgroups.fresh:
-                if self.cgroups.root is None:
-                    self._learn_root()
-                    view = self.cgroups.locate(cgroup)
-                fresh, self.cgroups.fresh = self.cgroups.fresh, []
-                for entry in fresh:
-                    self.consider(entry, self._now)
+                self._consider_fresh()
         return view
 
+    def _consider_fresh(self) -> None:
+        fresh, self.cgroups.fresh = self.cgroups.fresh, []
+        for entry in fresh:
+            if self.cgroups.entries.get(entry.home) is not entry:
+                continue  # renamed, or not below the root that was learnt meanwhile
+            self._late += self.consider(entry, self._now)
+            if entry.root is None:
+                continue
+            self._root_due |= self.cgroups.root is None
+            for other in self.cgroups.named(entry.ref.container_id):
+                if other.root is None:  # called like a pod's container, which is now known to stand elsewhere
+                    self._late += self.consider(other, self._now)
+
     def snapshot(self, now: int) -> list[Event]:
-        """An event for each process that is known, as it is now."""
+        """An event for each process that is known, as it is now. What is pending is announced again when it is not."""
         return [
-            Event("snapshot", now, self.identify(p.key, p.key.pid, p.hierarchy, p.cgroup, p.process))
+            Event("snapshot", now, self._announce(p.key, p.process, p.hierarchy, p.cgroup))
             for p in tuple(self.processes.values())
         ]
 
@@ -155,14 +161,20 @@ class Index:
         if key in self._ended:
             return None
         if event.kind == ProcessEventKind.SCAN and again and known is not None:
-            known.hierarchy, known.cgroup = hierarchy, cgroup
+            self._rescanned(known, hierarchy, cgroup)
             return None
         comm = event.comm.partition(b"\0")[0].decode("utf-8", "backslashreplace")
         if again and known is not None and known.process.source is Source.SCAN and event.time < known.process.since:
             comm = known.process.comm  # the scan saw it later than this record did
         start = event.start or (known.process.start if again and known is not None else 0)
         process = Process(event.ppid, comm, start, _SOURCES[ProcessEventKind(event.kind)], event.time)
-        self.processes[event.pid] = Known(key, process, hierarchy, cgroup)
+        if again and known is not None:
+            known.process, known.hierarchy, known.cgroup = process, hierarchy, cgroup
+            if not self.watched:
+                known.wait_for(None)
+        elif known is None or event.time >= known.process.since:
+            self.processes[event.pid] = Known(key, process, hierarchy, cgroup)
+        # else the number is another's by now: a scan was ahead of the records
         if not self.watched:
             return None
         identity = self._announce(key, process, hierarchy, cgroup)
@@ -172,18 +184,17 @@ class Index:
             return Event("exec", event.time, identity)
         if event.kind == ProcessEventKind.SCAN:
             return Event("snapshot", event.time, identity)
-        left = self.locate(event.arg) if event.arg else None
+        left = self.locate(event.arg) if event.arg and event.hierarchy == self.hierarchy else None
         return Event("move", event.time, identity, {"from": left.cgroup.path if left else None})
 
     def _exit(self, event: ProcessEvent, key: ProcessKey, hierarchy: int, cgroup: int) -> Event | None:
         if key in self._ended:
             return None  # before 5.12 two threads that end together both report it
-        self._ended[key] = None
-        if len(self._ended) > _ENDED:
-            self._ended.popitem(last=False)
+        self._remember_end(key)
         known = self.processes.get(event.pid)
         if known is not None and known.key == key:
             del self.processes[event.pid]
+            known.wait_for(None)
             process = known.process
         else:
             process = Process(event.ppid, "", event.start, Source.SCAN, event.time)
@@ -195,15 +206,34 @@ class Index:
         extra = {"exit_code": None if signal else event.arg >> 8 & 0xFF, "signal": signal or None}
         return Event("exit", event.time, identity, extra)
 
+    def _remember_end(self, key: ProcessKey) -> None:
+        self._ended[key] = None
+        if len(self._ended) > _ENDED:
+            self._ended.popitem(last=False)
+
+    def _rescanned(self, known: Known, hierarchy: int, cgroup: int) -> None:
+        """A scan met a known process: perhaps the record of a move was lost."""
+        moved = (known.hierarchy, known.cgroup) != (hierarchy, cgroup)
+        known.hierarchy, known.cgroup = hierarchy, cgroup
+        if moved and known.awaited is not None:
+            identity = self._announce(known.key, known.process, hierarchy, cgroup)
+            if identity.state is State.RESOLVED:
+                self._late.append(Event("resolved", self._now, identity))
+
     def _announce(self, key: ProcessKey, process: Process, hierarchy: int, cgroup: int) -> Identity:
         identity = self.identify(key, key.pid, hierarchy, cgroup, process)
+        awaited = None
         if identity.workload is SWITCHING:
             if len(self._undecided) < _ENDED:
                 self._undecided[key] = process
         elif identity.state in (State.PENDING, State.UNKNOWN):
             view = self.cgroups.views.get(cgroup)
-            if view is not None and view.entry is not None and hierarchy == self.hierarchy:
-                view.entry.await_resolution(key, process, view.cgroup)
+            if view is not None and view.entry is not None:
+                awaited = view.entry
+                awaited.await_resolution(key, process, view.cgroup)
+        known = self.processes.get(key.pid)
+        if known is not None and known.key == key:
+            known.wait_for(awaited)
         return identity
 
     def decided(self, now: int) -> list[Event]:
@@ -228,7 +258,7 @@ class Index:
             if alive.get(pid) == known.key.ino or known.process.since >= before:
                 continue
             del self.processes[pid]
-            self._ended[known.key] = None
+            self._remember_end(known.key)
             if self.watched:
                 identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
                 events.append(Event("exit", before, identity, {"exit_code": None, "signal": None}))
@@ -239,52 +269,48 @@ class Index:
     def pods(self, pods: Iterable[Pod], at: int, *, complete: bool, source: str, now: int) -> list[Event]:
         """Takes a pod list in, fetched at ``at``. An incomplete one (some pods could not be read) takes nothing away.
         Answers a ``resolved`` event for each process that was announced before its container was known."""
-        if self.pods_at is not None and at < self.pods_at:
+        if not self._verdicts.take(pods, at, complete=complete, source=source):
             return []
-        listed = tuple(pods)
-        if not complete and self._table is not None:
-            there = {pod.uid for pod in listed}
-            listed += tuple(pod for pod in self._table.pods if pod.uid not in there)
-        self._table = PodTable.build(listed)
-        self.pods_at, self._pods_from, self._now, self._stale = at, source, now, False
+        self._now, self._stale = now, False
         return self.refresh(now)
 
     def refresh(self, now: int) -> list[Event]:
         """Considers every container anew, and what the node's kubepods root is before that."""
-        self._learn_root()
-        return self._update_all(now)
-
-    def _learn_root(self) -> None:
-        table = self._table
-        if table is not None:
-            self.cgroups.learn_root(
-                entry for entry in self.cgroups.containers() if entry.live and self._listed(entry, table)
-            )
+        self._root_due = False
+        if self.cgroups.root is None and self._verdicts.ready:
+            self.cgroups.learn_root(filter(self._verdicts.shows_root, self.cgroups.containers()))
+        events = [event for entry in self.cgroups.containers() for event in self.consider(entry, now)]
+        self._consider_fresh()
+        return events
 
     def tick(self, now: int) -> list[Event]:
-        """Lets time pass: limits end, released cgroups are forgotten."""
+        """Lets time pass: limits end, released cgroups are forgotten. All news is to be taken in before."""
         self._now = now
         self.cgroups.prune(now)
-        if not self._stale and self.pods_at is not None and now - self.pods_at > self.rules.max_stale:
-            self._stale = True
-            return self._update_all(now)
-        return []
+        self._consider_fresh()
+        at = self._verdicts.pods_at
+        if not self._stale and at is not None and now - at > self.rules.max_stale:
+            self._stale = self._root_due = True
+        events = self.refresh(now) if self._root_due and at is not None else []
+        late, self._late = self._late, []
+        return [*late, *events]
 
     def take_wants(self) -> tuple[list[str], list[str]]:
         """Container IDs that no source lists yet, and those that are no longer wanted, since the last call."""
-        changed, self.cgroups.changed = self.cgroups.changed, False
-        for entry in self.cgroups.containers() if changed else ():
-            want = entry.live and entry.root is not None and entry.workload.state is State.PENDING
-            if want != entry.wanted:
-                entry.wanted = want
-                (self._wanted if want else self._settled).append(entry.ref.container_id)
-        wanted, settled = self._wanted, self._settled
-        self._wanted, self._settled = [], []
-        return wanted, settled
+        if not self.cgroups.changed:
+            return [], []
+        self.cgroups.changed = False
+        wanted = {
+            entry.ref.container_id
+            for entry in self.cgroups.containers()
+            if entry.live and entry.root is not None and entry.workload.state is State.PENDING
+        }
+        before, self._wanted = self._wanted, wanted
+        return sorted(wanted - before), sorted(before - wanted)
 
     def consider(self, entry: Entry, now: int) -> list[Event]:
         """Decides what is known of one container now; its ``resolved`` events if that resolves it."""
-        workload = self._decide(entry, now)
+        workload = self._verdicts.of(entry, now)
         if workload is entry.workload:
             return []
         entry.workload = workload
@@ -297,150 +323,6 @@ class Index:
             Event("resolved", now, Identity(key, key.pid, workload, cgroup, process, entry.pods_at))
             for key, (process, cgroup) in awaiting.items()
         ]
-
-    def _update_all(self, now: int) -> list[Event]:
-        return [event for entry in self.cgroups.containers() for event in self.consider(entry, now)]
-
-    @staticmethod
-    def _listed(entry: Entry, table: PodTable) -> list[tuple[Pod, Container]]:
-        """The places where a list has this container, in the pod that its path names if it names one."""
-        uid = entry.ref.pod_uid
-        return [
-            (pod, container)
-            for pod, container in table.find(entry.ref.container_id)
-            if uid is None or pod_has_uid(pod, uid)
-        ]
-
-    def _decide(self, entry: Entry, now: int) -> Workload:
-        table, at = self._table, self.pods_at
-        if table is None or at is None:
-            return entry.workload
-        if now - at > self.rules.max_stale:
-            if entry.pod is None:
-                return entry.workload
-            return self._unknown(entry, "stale", "its pod data is too old: no source has answered since")
-        found = self._listed(entry, table)
-        if len({pod.uid for pod, _ in found}) > 1:
-            return self._unknown(entry, "conflict", "two pods are listed with this container ID")
-        if found and entry.root is None and self._runs_in_pod(entry):
-            return entry.workload
-        if found:
-            return self._resolve(entry, *found[0], at)
-        if table.find(entry.ref.container_id):
-            return self._unknown(entry, "conflict", "it is listed in another pod than the one its cgroup names")
-        if entry.pod is not None and entry.container is not None:
-            pod = table.by_uid.get(entry.pod.uid)
-            if pod is None:
-                return self._unknown(entry, "deleted", "its pod has left the list")
-            return self._resolve(entry, pod, entry.container, at)
-        if entry.root is None:
-            return entry.workload
-        return self._unlisted(entry, table, at)
-
-    def _unlisted(self, entry: Entry, table: PodTable, at: int) -> Workload:
-        uid = entry.ref.pod_uid or ""
-        # By metadata.uid first: the annotation that names a static pod is one that any pod's author may write.
-        pod = table.by_uid.get(uid) or next((pod for pod in table.pods if uid and pod_has_uid(pod, uid)), None)
-        if pod is not None and at >= entry.born and self._accounted(pod, entry, at):
-            return _same(entry, _of_pod(entry, pod, State.HOST, "sandbox", "it is its pod's sandbox (pause)"))
-        if at - entry.born > self.rules.give_up:
-            return self._unknown(entry, "not_listed", "no source lists this container", pod)
-        if pod is None:
-            pending = replace(entry.workload, state=State.PENDING)
-            if entry.workload.state is State.PENDING:
-                return entry.workload
-            return _same(entry, pending)
-        text = "its pod is known, but the list does not have this container yet"
-        return _same(entry, _of_pod(entry, pod, State.PENDING, "not_listed_yet", text))
-
-    def _runs_in_pod(self, entry: Entry) -> bool:
-        """Whether the container's own cgroup below a pod is there: one of the same name elsewhere is only a name,
-        which any user with a delegated subtree can give."""
-        return any(
-            other.live and other.root is not None and other.ref.container_id == entry.ref.container_id
-            for other in self.cgroups.containers()
-        )
-
-    def _accounted(self, pod: Pod, entry: Entry, at: int) -> bool:
-        """Whether every container of the pod is listed with an ID, and none of those can be out of date, so that one
-        that is not among them is no container of the pod. A list that lags behind a restart names the container that
-        ended; believing it would call the new one a sandbox."""
-        statuses = (*pod.containers, *pod.init_containers, *pod.ephemeral_containers)
-        named = {status.name for status in statuses if status.container_id}
-        if not pod.containers or not named.issuperset(pod.spec_names):
-            return False
-        for status in statuses:
-            if not status.container_id or status.state == "waiting":
-                return False
-            if status.state == "terminated":
-                if status.role == "app":
-                    return False
-                continue
-            others = [e for e in self.cgroups.containers() if e.ref.container_id == status.container_id]
-            if any(other.live for other in others):
-                continue
-            if others or at < entry.born + _STATUS_LAG:
-                return False
-        return True
-
-    def _unknown(self, entry: Entry, reason: str, text: str, pod: Pod | None = None) -> Workload:
-        pod = pod or entry.pod
-        if pod is None:
-            ref = entry.ref
-            workload = Workload(State.UNKNOWN, reason, text, pod_uid=ref.pod_uid, container_id=ref.container_id)
-            return _same(entry, workload)
-        return _same(entry, _of_pod(entry, pod, State.UNKNOWN, reason, text))
-
-    def _resolve(self, entry: Entry, pod: Pod, container: Container, at: int) -> Workload:
-        entry.pods_at = at
-        old = entry.workload
-        if (
-            old.state is State.RESOLVED
-            and old.pods_from == self._pods_from
-            and entry.pod == pod
-            and entry.container == container
-        ):
-            return old
-        entry.pod, entry.container = pod, container
-        return Workload(
-            State.RESOLVED,
-            settled=True,
-            pods_from=self._pods_from,
-            namespace=pod.namespace,
-            service_account=pod.service_account,
-            pod=pod.name,
-            pod_uid=pod.uid,
-            container=container.name,
-            container_id=entry.ref.container_id,
-            image=container.image,
-            node=pod.node,
-            selectors=selectors(pod, container, disable_container_selectors=self.rules.disable_container_selectors),
-            labels=pod.labels,
-        )
-
-
-def _of_pod(entry: Entry, pod: Pod, state: State, reason: str, text: str) -> Workload:
-    """What is known of a container whose pod is known, short of its selectors."""
-    container = entry.container
-    return Workload(
-        state,
-        reason,
-        text,
-        namespace=pod.namespace,
-        service_account=pod.service_account,
-        pod=pod.name,
-        pod_uid=pod.uid,
-        container=container.name if container else None,
-        container_id=entry.ref.container_id,
-        image=container.image if container else None,
-        node=pod.node,
-        labels=pod.labels,
-    )
-
-
-def _same(entry: Entry, workload: Workload) -> Workload:
-    """The old object where nothing changed, so that change can be told by identity."""
-    return entry.workload if entry.workload == workload else workload
 
 
 def gone(pid: int) -> Identity:

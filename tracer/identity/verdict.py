@@ -1,0 +1,233 @@
+"""What the pod lists say of a container's cgroup: the decisions behind the states of the index.
+
+A list may lag behind the node, lack pods that could not be read, or be old because sources fail; and a cgroup may be
+named after a container by whoever may make cgroups. What is not certain stays ``pending`` or becomes ``unknown``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tracer.identity.cgroups import CgroupTree, Entry, first_workload
+from tracer.identity.pods import PodTable, pod_has_uid
+from tracer.identity.selectors import selectors
+from tracer.model import Container, Pod, State, Workload
+
+# The kubelet's status lags behind a restart by up to a second, and then names the container that ended. One that a
+# list calls running but of which no cgroup was ever seen is believed in after this long.
+_STATUS_LAG = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What can be set. Times in nanoseconds.
+
+    ``give_up`` is how long a container may stay unlisted before it is ``unknown``, ``max_stale`` how long sources may
+    fail before what they told is no longer believed.
+    """
+
+    give_up: int = 30_000_000_000
+    max_stale: int = 600_000_000_000
+    prefix: str | None = None
+    disable_container_selectors: bool = False
+
+
+class Verdicts:
+    """The newest pod data, and what follows from it for a container. ``pods_at`` is when the newest list was fetched,
+    ``source`` where."""
+
+    def __init__(self, rules: Rules, tree: CgroupTree) -> None:
+        self.pods_at: int | None = None
+        self.source: str | None = None
+        self._rules = rules
+        self._tree = tree
+        self._table: PodTable | None = None
+        # When each pod was read: one that was carried over from an older list is as old as that.
+        self._read_at: dict[str, int] = {}
+
+    def take(self, pods: Iterable[Pod], at: int, *, complete: bool, source: str) -> bool:
+        """Takes a pod list in, fetched at ``at``; False where it is older than what is known."""
+        if self.pods_at is not None and at < self.pods_at:
+            return False
+        listed = tuple(pods)
+        read_at = {pod.uid: at for pod in listed}
+        if not complete and self._table is not None:
+            kept = tuple(pod for pod in self._table.pods if pod.uid not in read_at)
+            read_at |= {pod.uid: self._read_at[pod.uid] for pod in kept}
+            listed += kept
+        self._table, self._read_at = PodTable.build(listed), read_at
+        self.pods_at, self.source = at, source
+        return True
+
+    @property
+    def ready(self) -> bool:
+        """Whether any list was taken in."""
+        return self._table is not None
+
+    def listed(self, entry: Entry) -> list[tuple[Pod, Container]]:
+        """The places where a list has this container, in the pod that its path names if it names one."""
+        uid = entry.ref.pod_uid
+        return [
+            (pod, container)
+            for pod, container in (self._table.find(entry.ref.container_id) if self._table else ())
+            if uid is None or pod_has_uid(pod, uid)
+        ]
+
+    def shows_root(self, entry: Entry) -> bool:
+        """Whether the kubepods root may be learnt from this container: cgroupfs has it, and a list says that it runs.
+        One that is listed as ended and yet has a cgroup may have been made by anyone who knows its name."""
+        if not entry.live or entry.root is None:
+            return False
+        return any(container.state in ("running", None) for _, container in self.listed(entry))
+
+    def of(self, entry: Entry, now: int) -> Workload:
+        """What can be said of a container now; the same object as before where nothing changed."""
+        table, at = self._table, self.pods_at
+        if table is None or at is None:
+            return entry.workload
+        if now - at > self._rules.max_stale:
+            return self._outdated(entry)
+        found = self.listed(entry)
+        if len({pod.uid for pod, _ in found}) > 1:
+            return self._unknown(entry, "conflict", "two pods are listed with this container ID")
+        if found:
+            return self._found(entry, *found[0], now)
+        if table.find(entry.ref.container_id):
+            return self._unknown(entry, "conflict", "it is listed in another pod than the one its cgroup names")
+        if entry.pod is not None and entry.container is not None:
+            pod = table.by_uid.get(entry.pod.uid)
+            if pod is None:
+                return self._unknown(entry, "deleted", "its pod has left the list")
+            return self._found(entry, pod, entry.container, now)
+        if entry.root is None:
+            return _first(entry)
+        return self._unlisted(entry, table, at)
+
+    def _found(self, entry: Entry, pod: Pod, container: Container, now: int) -> Workload:
+        if now - self._read_at[pod.uid] > self._rules.max_stale:
+            return self._outdated(entry)
+        if entry.root is None:
+            # Outside all pods a name proves little: any user with a delegated subtree can give it. So it counts only
+            # while no container's own cgroup has it, and not for one that has ended.
+            ended = container.state == "terminated" and entry.live and entry.pod is None
+            if ended or any(other.root is not None for other in self._tree.named(entry.ref.container_id)):
+                entry.pod = entry.container = None
+                return _first(entry)
+        elif entry.live and self._tree.root is None:
+            # Which of several roots is the node's is told once all containers are known that run.
+            return _first(entry)
+        return self._resolve(entry, pod, container)
+
+    def _unlisted(self, entry: Entry, table: PodTable, at: int) -> Workload:
+        old = entry.workload
+        if old.state is State.HOST and old.reason == "sandbox":
+            return old  # it was none of its pod's containers, and cannot become one
+        # By metadata.uid only: the annotation that names a static pod is one that any pod's author may write.
+        pod = table.by_uid.get(entry.ref.pod_uid or "")
+        if pod is not None and self._accounted(pod, entry):
+            return self._of_pod(entry, pod, State.HOST, "sandbox", "it is its pod's sandbox (pause)")
+        if at - entry.born > self._rules.give_up:
+            return self._unknown(entry, "not_listed", "no source lists this container", pod)
+        if pod is None:
+            return _first(entry)
+        text = "its pod is known, but the list does not have this container yet"
+        return self._of_pod(entry, pod, State.PENDING, "not_listed_yet", text)
+
+    def _accounted(self, pod: Pod, entry: Entry) -> bool:
+        """Whether every container of the pod is listed with an ID, and none of those can be out of date, so that one
+        that is not among them is no container of the pod. A list that lags behind a restart names the container that
+        ended; believing it would call the new one a sandbox."""
+        at = self._read_at[pod.uid]
+        statuses = (*pod.containers, *pod.init_containers, *pod.ephemeral_containers)
+        named = {status.name for status in statuses if status.container_id}
+        if at < entry.born or not pod.containers or not named.issuperset(pod.spec_names):
+            return False
+        late = at >= entry.born + _STATUS_LAG
+        running: list[Entry] = []
+        for status in statuses:
+            if not status.container_id or status.state == "waiting":
+                return False
+            if status.state == "terminated":
+                if status.role == "app":
+                    return False
+                continue
+            own = [other for other in self._tree.named(status.container_id) if other.root is not None]
+            if not any(other.live for other in own) and (own or not late):
+                return False
+            running += own
+        if any(status.role == "init" and status.state == "terminated" for status in statuses):
+            # It is done, or a sidecar that is being started again: then this is not the first of its pod's cgroups.
+            if entry.seen and any(other.born < entry.born for other in running):
+                return False
+            return late or (entry.seen and all(other.seen for other in running))
+        return True
+
+    def _outdated(self, entry: Entry) -> Workload:
+        if entry.pod is None:
+            return entry.workload
+        return self._unknown(entry, "stale", "its pod data is too old: no source has answered since")
+
+    def _resolve(self, entry: Entry, pod: Pod, container: Container) -> Workload:
+        entry.pods_at = self._read_at[pod.uid]
+        old = entry.workload
+        if (
+            old.state is State.RESOLVED
+            and old.pods_from == self.source
+            and entry.pod == pod
+            and entry.container == container
+        ):
+            return old
+        entry.pod, entry.container = pod, container
+        return Workload(
+            State.RESOLVED,
+            settled=True,
+            pods_from=self.source,
+            namespace=pod.namespace,
+            service_account=pod.service_account,
+            pod=pod.name,
+            pod_uid=pod.uid,
+            container=container.name,
+            container_id=entry.ref.container_id,
+            image=container.image,
+            node=pod.node,
+            selectors=selectors(pod, container, disable_container_selectors=self._rules.disable_container_selectors),
+            labels=pod.labels,
+        )
+
+    def _unknown(self, entry: Entry, reason: str, text: str, pod: Pod | None = None) -> Workload:
+        pod = pod or entry.pod
+        if pod is not None:
+            return self._of_pod(entry, pod, State.UNKNOWN, reason, text)
+        ref = entry.ref
+        return _same(entry, Workload(State.UNKNOWN, reason, text, pod_uid=ref.pod_uid, container_id=ref.container_id))
+
+    def _of_pod(self, entry: Entry, pod: Pod, state: State, reason: str, text: str) -> Workload:
+        """What is known of a container whose pod is known, short of its selectors."""
+        entry.pods_at = self._read_at.get(pod.uid, entry.pods_at)
+        container = entry.container
+        workload = Workload(
+            state,
+            reason,
+            text,
+            pods_from=self.source,
+            namespace=pod.namespace,
+            service_account=pod.service_account,
+            pod=pod.name,
+            pod_uid=pod.uid,
+            container=container.name if container else None,
+            container_id=entry.ref.container_id,
+            image=container.image if container else None,
+            node=pod.node,
+            labels=pod.labels,
+        )
+        return _same(entry, workload)
+
+
+def _first(entry: Entry) -> Workload:
+    return _same(entry, first_workload(entry.ref, entry.root))
+
+
+def _same(entry: Entry, workload: Workload) -> Workload:
+    """The old object where nothing changed, so that change can be told by identity."""
+    return entry.workload if entry.workload == workload else workload
