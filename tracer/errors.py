@@ -5,13 +5,16 @@
     ├── InputError                  exit 2   a file or body that is not what it should be
     ├── MissingError                exit 69  something the machine lacks: BTF, bcc, a cgroup mount, a newer kernel
     ├── PermissionMissing           exit 77  not root, or a capability short
-    └── SourceError                 exit 75  a kubelet or runtime that did not answer; what was known stays
+    ├── SourceError                 exit 75  a kubelet or runtime that did not answer; what was known stays
+    └── ParityError                 exit 1   SPIRE's rules end in an error for this process
 
 Each carries what went wrong, with which object, and what to do next; the command line prints them as one
 ``error:`` and one ``hint:`` line.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class TracerError(Exception):
@@ -67,3 +70,20 @@ class SourceError(TracerError):
     ) -> None:
         super().__init__(what, obj, hint)
         self.status = status
+
+
+class ParityError(TracerError):
+    """SPIRE's rules end in an error: ``what`` is SPIRE's own message, ``code`` the name of its gRPC status.
+
+    ``file`` (``cgroup`` or ``mountinfo``) and ``line`` say where; ``taken`` has what the lines up to there gave, empty
+    where the file could not be read as what it should be.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, code: str, file: str, line: int, taken: tuple[Any, ...] = ()) -> None:
+        super().__init__(what, f"{file}, line {line}")
+        self.code = code
+        self.file = file
+        self.line = line
+        self.taken = taken
