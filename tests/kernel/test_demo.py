@@ -13,11 +13,13 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import require
 from tests.machine import hierarchies
 from tests.waiting import until
 
@@ -145,9 +147,11 @@ def test_every_process_is_shown_as_what_the_demos_kubelet_lists(demo: Any, tmp_p
     with out.open("w") as stdout:
         running = demo("-o", "json", "--duration", "4s", stdout=stdout)
     listed: dict[str, tuple[str, str, str]] = {}
-    while running.child.poll() is None:
-        with suppress(OSError):
+    while running.child.returncode is None:
+        with suppress(OSError, HTTPException):  # at its end
             listed |= running.listed()
+        with suppress(subprocess.TimeoutExpired):
+            running.child.wait(0.02)
     assert running.child.returncode == 0
     assert running.child.stderr.read() == ""
     running.leaves_nothing()
@@ -181,6 +185,30 @@ def test_filters_and_limits_are_those_of_watch(demo: Any) -> None:
     assert running.child.wait(20) == 0
     assert {(record["namespace"], record["container"]) for record in shown} == {("payments", "db")}
     assert len(shown) == 3
+    running.leaves_nothing()
+
+
+@pytest.mark.parametrize("kind", ["cgroup", "cgroup2"])
+def test_it_runs_on_either_kind_of_hierarchy(demo: Any, kind: str) -> None:
+    root = next((root for root, found in hierarchies().items() if found == kind and root.name != "systemd"), None)
+    require(root, f"no {kind} hierarchy is mounted")
+    running = demo("-o", "json", "--cgroupfs", str(root), "--no-snapshot", "-c", "web", "--count", "3")
+    cgroups = running.cgroups()
+    assert [record["comm"] for record in running.records() if "pid" in record] == ["web", "render", "render"]
+    assert running.child.wait(30) == 0
+    assert cgroups == [root / f"podtracer-demo-{running.child.pid}"]
+    running.leaves_nothing()
+
+
+def test_when_its_pods_end_too_early_it_says_so_and_goes_on(demo: Any) -> None:
+    running = demo("-o", "json")
+    running.await_watch()
+    (stage,) = Path(f"/proc/{running.child.pid}/task/{running.child.pid}/children").read_text().split()
+    os.kill(int(stage), signal.SIGKILL)
+    assert running.child.stderr.readline().startswith("warning: the demo's pods have ended")
+    assert {"event": "exit", "signal": 9}.items() <= next(r for r in running.records() if r["comm"] == "pause").items()
+    running.child.send_signal(signal.SIGTERM)
+    assert running.child.wait(20) == 0
     running.leaves_nothing()
 
 

@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tracer import errors
 from tracer.cli import configuration, main
 from tracer.cli.group import COMMANDS, cli
+from tracer.identity import cgroup_path
 from tracer.model import State
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,14 @@ def test_every_exit_code_is_documented(code: int) -> None:
 @pytest.mark.parametrize("state", list(State))
 def test_every_state_is_documented(state: State) -> None:
     assert f"| `{state}` |" in DOCS
+
+
+def test_every_reason_is_documented() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "tracer/identity").glob("*.py"))
+    reasons = set(re.findall(r'(?:State\.\w+|_unknown\(\w+|Workload\([^"()]*), "([a-z_]+)"', source))
+    assert {"sandbox", "conflict", "hierarchy"} <= reasons
+    for reason in (*reasons, *get_args(cgroup_path.Why)):
+        assert f"`{reason}`" in README, reason
 
 
 def test_nothing_is_documented_that_is_not_there() -> None:

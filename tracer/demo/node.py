@@ -46,6 +46,7 @@ class DemoNode:
         self._root: str | None = None
         self._pid = 0
         self._pidfd = -1
+        self._closing = False
         self._lists: BinaryIO | None = None
         self._kubelet: ReplayKubelet | None = None
         self._reader: threading.Thread | None = None
@@ -88,10 +89,12 @@ class DemoNode:
 
     def begin(self) -> None:
         """Somebody looks: let things happen."""
-        signal.pidfd_send_signal(self._pidfd, signal.SIGUSR1)
+        with suppress(ProcessLookupError):  # it has ended, of which there is a warning
+            signal.pidfd_send_signal(self._pidfd, signal.SIGUSR1)
 
     def close(self) -> None:
         """Ends every process of the demo, and removes all that was made for them; may be called twice."""
+        self._closing = True
         if self._pid:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)  # our own child, not waited for yet
@@ -189,11 +192,12 @@ class DemoNode:
     def _read(self) -> None:
         assert self._lists is not None
         assert self._kubelet is not None
-        for line in self._lists:
-            if line.startswith(_FAILED):
-                self._warn(str(_error(line)))
-            else:
-                self._kubelet.set_body(line)
+        last = b""
+        for last in self._lists:
+            if not last.startswith(_FAILED):
+                self._kubelet.set_body(last)
+        if not self._closing:
+            self._warn(str(_error(last if last.startswith(_FAILED) else b"")))
 
 
 def _error(line: bytes) -> TracerError:

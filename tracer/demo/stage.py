@@ -218,9 +218,10 @@ class Stage:
     def _kill(self, folder: str) -> None:
         # Numbers of our PID namespace, in which nobody lives but the demo.
         with suppress(FileNotFoundError), open(f"{folder}/cgroup.procs", encoding="ascii") as procs:
-            for pid in procs.read().split():
+            for pid in map(int, procs.read().split()):
                 with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    if pid > 0:  # 0 is somebody else, from outside the namespace
+                        os.kill(pid, signal.SIGKILL)
 
     def _clear(self, folder: str) -> None:
         if not remove_tree(folder):
