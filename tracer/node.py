@@ -31,6 +31,9 @@ from tracer.settings import Settings
 from tracer.watching import Watch
 
 if TYPE_CHECKING:
+    from tracer.identity.entries import Entries
+    from tracer.issuing import Issuing
+    from tracer.sources.entries_file import EntriesFile
     from tracer.sources.kubelet import KubeletSource, PodFetch, SourceState
 
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
@@ -61,6 +64,8 @@ class Tracer:
         self._news = threading.Condition()
         self._synced = False
         self._source: KubeletSource | None = None
+        self._issuing: Issuing | None = None
+        self._entries_file: EntriesFile | None = None
         self._thread: threading.Thread | None = None
         self._feed: Feed | None = None
         self._wake = -1
@@ -71,8 +76,9 @@ class Tracer:
 
     def start(self) -> None:
         """Loads and attaches the programs, scans what runs already, and starts to ask for pods."""
-        machine.check()
         try:
+            self._start_issuing()
+            machine.check()
             # One after the other: the compiler alone comes close to filling a memory limit of 64 MB.
             programs = Programs()
             self._start_source()
@@ -105,6 +111,9 @@ class Tracer:
         if self._source is not None:
             self._source.stop()
             self._source = None
+        if self._entries_file is not None:
+            self._entries_file.stop()
+            self._entries_file = None
         self._stopping = True
         if self._thread is not None:
             os.eventfd_write(self._wake, 1)
@@ -192,22 +201,29 @@ class Tracer:
         if known is None or known.key.ino != ino or view is None or index.uncertain or hierarchy != index.hierarchy:
             return self._answer_slowly(pid, slot)
         entry = view.entry
+        if entry is not None and entry.workload.state is State.PENDING:
+            return self._answer_slowly(pid, slot)
         if entry is None:
-            return Identity(known.key, pid, view.workload, view.cgroup, known.process)
-        return Identity(known.key, pid, entry.workload, view.cgroup, known.process, entry.pods_at)
+            identity = Identity(known.key, pid, view.workload, view.cgroup, known.process)
+        else:
+            identity = Identity(known.key, pid, entry.workload, view.cgroup, known.process, entry.pods_at)
+        return identity if self._issuing is None else self._issuing.identity(identity)
 
     def _answer_slowly(self, pid: int, slot: Slot) -> Identity:
-        """The cgroup's name or the process's record is not there yet, or it is not certain what counts."""
+        """The cgroup's name or the process's record is not there yet, or what is pending may be known by now: all news
+        is taken in, and what follows from it, before the answer."""
         feed = self._live
         with feed.lock:
             feed.drain()
+            self._publish(self._index.tick(boottime()))
             known = self._index.processes.get(pid)
             key = ProcessKey(pid, slot.ino)
             met = known is not None and known.key == key
             process = known.process if known and met else self._process_from_procfs(pid)
             if slot.hierarchy == self._index.hierarchy:
                 feed.name(slot.cgroup)
-            return self._index.identify(key, pid, slot.hierarchy, slot.cgroup, process)
+            identity = self._index.identify(key, pid, slot.hierarchy, slot.cgroup, process)
+        return identity if self._issuing is None else self._issuing.identity(identity)
 
     def _process_from_procfs(self, pid: int) -> Process | None:
         stat = procfs.stat(self.settings.procfs, pid)
@@ -250,7 +266,8 @@ class Tracer:
         with feed.lock:
             feed.drain()
             if snapshot:
-                watch.push(self._index.snapshot(boottime()))
+                events = self._index.snapshot(boottime())
+                watch.push(events if self._issuing is None else self._issuing.events(events))
             watch.push([Event("synced", boottime())])
             self._watches.append(watch)
             self._index.watched = True
@@ -299,9 +316,48 @@ class Tracer:
                     timeout = _DRAIN
 
     def _publish(self, events: list[Event]) -> None:
-        if events:
+        if events and self._watches:
+            if self._issuing is not None:
+                events = self._issuing.events(events)
             for watch in self._watches:
                 watch.push(events)
+
+    # ---- registration entries ----
+
+    def _start_issuing(self) -> None:
+        if self.settings.entries_file is None:
+            return
+        from tracer.issuing import Issuing
+        from tracer.sources.entries_file import EntriesFile
+
+        self._issuing = Issuing(self.settings.agent_id, self._unix_selectors)
+        self._entries_file = EntriesFile(self.settings.entries_file, on_entries=self._on_entries, warn=self._warn)
+        self._entries_file.start()
+
+    def _on_entries(self, entries: Entries) -> None:
+        assert self._issuing is not None
+        if not self._issuing.take(entries):
+            self._warn(f"no registration entry has a chain of parents that reaches {self.settings.agent_id}")
+        with self._lock:
+            self._prepare_issuing()
+
+    def _prepare_issuing(self) -> None:
+        if self._issuing is not None:
+            self._issuing.prepare(entry.workload for entry in self._index.cgroups.containers())
+
+    def _unix_selectors(self, key: ProcessKey) -> tuple[str, ...] | None:
+        """Those of this process and of nobody who has its number later."""
+        feed = self._live
+        with pidfd.pinned(key.pid) as fd:
+            if fd is None:
+                return None
+            if feed.programs.features.pidfs:
+                met = pidfd.inode(fd) == key.ino
+            else:
+                slot = feed.programs.slots.read(key.pid)
+                met = slot is not None and slot.ino == key.ino
+            found = procfs.unix_selectors(self.settings.procfs, key.pid) if met else None
+            return found if pidfd.alive(fd) else None
 
     # ---- pods ----
 
@@ -332,6 +388,7 @@ class Tracer:
                 now=boottime(),
             )
             self._publish(events)
+            self._prepare_issuing()
         self._tell_source()
         self._set_synced()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from tracer.errors import UsageError
@@ -10,13 +11,17 @@ from tracer.errors import UsageError
 MAX_SECONDS = 10 * 365 * 86400.0
 """The longest time that may be asked for: ten years, which every timer of the system can hold."""
 
+# A trust domain, and a path of segments that are not dots alone; by the SPIFFE-ID standard.
+_SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of one tracer; times are seconds.
 
     ``kubelet`` is ``auto`` or ``none``; ``kubelet_read_only_port`` is ``None`` where none was given. ``mode``
-    is ``strict``. Raises :class:`UsageError`, which names the setting, for a value that cannot be used.
+    is ``strict``. ``entries_file`` holds registration entries, ``agent_id`` the SPIFFE ID of the agent whose entries
+    count, ``None`` for any. Raises :class:`UsageError`, which names the setting, for a value that cannot be used.
     """
 
     kubelet: str = "auto"
@@ -31,6 +36,8 @@ class Settings:
     cgroupfs: str = "/sys/fs/cgroup"
     mode: str = "strict"
     disable_container_selectors: bool = False
+    entries_file: str | None = None
+    agent_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.kubelet not in ("auto", "none"):
@@ -44,6 +51,9 @@ class Settings:
             raise UsageError(f"{port} is no port", "kubelet-read-only-port", "say a number from 1 to 65535")
         if self.max_poll_attempts < 1:
             raise UsageError("less than one attempt", "max-poll-attempts", "say 1 or more")
+        if self.agent_id is not None and not _SPIFFE_ID.fullmatch(self.agent_id):
+            hint = "say spiffe://, a trust domain in lower case, and the agent's path"
+            raise UsageError(f"{self.agent_id!r} is no SPIFFE ID", "agent-id", hint)
         for name, least in (
             ("refresh_interval", 0.1),
             ("pods_max_stale", 0.0),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from tracer.cli import color
-from tracer.cli.output import NOTHING, Out, Style, age, short, to_json
+from tracer.cli.output import NOTHING, SPIFFE, Out, Style, age, short, spiffe_ids, to_json
 from tracer.cli.table import Cell, Column, Table
 from tracer.model import Clock, Event
 
@@ -29,6 +29,10 @@ _WIDE = (
     Column("AGE", 6),
     Column("SELECTORS", 9, 0),
 )
+
+
+def _columns(style: Style, *, wide: bool) -> tuple[Column, ...]:
+    return (*_COLUMNS, *([SPIFFE] if style.spiffe else []), *(_WIDE if wide else ()))
 
 
 def _time(event: Event, clock: Clock, style: Style) -> str:
@@ -58,7 +62,7 @@ def _row(event: Event, clock: Clock, style: Style, *, wide: bool) -> list[Cell]:
     if identity is None:
         count = event.extra.get("count")
         rest = [f"{count} records" if count is not None else ""]
-        return head + [Cell(text) for text in rest + [""] * (len(_COLUMNS) + len(_WIDE) * wide - 3)]
+        return head + [Cell(text) for text in rest + [""] * (len(_columns(style, wide=wide)) - 3)]
     w, p, c = identity.workload, identity.process, identity.cgroup
     tint = color.OF_STATE[w.state.value] if w.state.value != "resolved" else None
     row = [
@@ -70,6 +74,8 @@ def _row(event: Event, clock: Clock, style: Style, *, wide: bool) -> list[Cell]:
         Cell(str(p.ppid) if p else NOTHING),
         Cell(p.comm if p and p.comm else NOTHING),
     ]
+    if style.spiffe:
+        row.append(spiffe_ids(identity))
     if not wide:
         return row
     return [
@@ -109,7 +115,7 @@ def printer(format_: str, out: Out, style: Style) -> EventPrinter:
     if format_ == "json":
         return EventPrinter(out, lambda: "", lambda event, clock: to_json(event.to_dict(clock)))
     wide = format_ == "wide"
-    columns = (*_COLUMNS, *_WIDE) if wide else _COLUMNS
+    columns = _columns(style, wide=wide)
     if style.timestamps:
         columns = (Column("TIME", 24), *columns[1:])
     table = Table(columns, color=style.color, limit=style.limit)

@@ -76,6 +76,7 @@ def command(app: App, /, pids: tuple[str, ...], **given: Any) -> int:
         plain=given["plain"],
         headers=not given["no_headers"],
         trunc=not given["no_trunc"],
+        spiffe=app.value("entries-file") is not None,
     )
     printer = output.printer(given["format_"], out, style)
     wait = given["wait"]

@@ -15,7 +15,7 @@ from tracer.cli.jsonpath import Template
 from tracer.cli.quote import quote
 from tracer.cli.table import Cell, Column, Table
 from tracer.errors import TracerError, UsageError
-from tracer.model import GONE, Clock, Identity, ProcessKey
+from tracer.model import GONE, Clock, Identity, ProcessKey, State
 
 SHORT_ID = 12
 NOTHING = "-"
@@ -32,6 +32,7 @@ class Style:
     headers: bool = True
     trunc: bool = True
     timestamps: bool = False
+    spiffe: bool = False
 
 
 class ReaderGone(Exception):  # noqa: N818, it is none
@@ -143,6 +144,14 @@ _WIDE = (
     Column("SELECTORS", 9, 0),
 )
 _REASON = Column("REASON", 6, 80)
+SPIFFE = Column("SPIFFE-ID", 9, 64)
+
+
+def spiffe_ids(identity: Identity) -> Cell:
+    """The SPIFFE IDs that a process would get; ``none`` for a pod's that is known and gets none."""
+    if identity.spiffe_ids:
+        return Cell(",".join(identity.spiffe_ids))
+    return Cell("none" if identity.spiffe_ids is not None and identity.state is State.RESOLVED else NOTHING)
 
 
 def _row(identity: Identity, clock: Clock, style: Style, *, wide: bool) -> list[Cell]:
@@ -161,12 +170,13 @@ def _row(identity: Identity, clock: Clock, style: Style, *, wide: bool) -> list[
         Cell(age(max(0.0, since) if since is not None else None)),
         Cell(p.comm if p and p.comm else NOTHING),
     ]
-    reason = Cell(w.reason_text or w.reason or NOTHING)
+    if style.spiffe:
+        cells.append(spiffe_ids(identity))
+    cells.append(Cell(w.reason_text or w.reason or NOTHING))
     if not wide:
-        return [*cells, reason]
+        return cells
     return [
         *cells,
-        reason,
         Cell(str(p.ppid) if p else NOTHING),
         Cell(w.service_account or NOTHING),
         Cell(short(w.container_id, style)),
@@ -189,7 +199,7 @@ class Printer:
 
 
 def _table(style: Style, *, wide: bool) -> Callable[[Sequence[Identity], Clock], str]:
-    columns = (*_COLUMNS, _REASON, *_WIDE) if wide else (*_COLUMNS, _REASON)
+    columns = (*_COLUMNS, *([SPIFFE] if style.spiffe else []), _REASON, *(_WIDE if wide else ()))
     table = Table(columns, color=style.color, limit=style.limit)
     has_header = not style.headers
 

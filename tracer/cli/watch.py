@@ -84,6 +84,7 @@ def run(app: App, given: dict[str, Any], prepare: Prepare) -> int:
         headers=not given["no_headers"],
         trunc=not given["no_trunc"],
         timestamps=given["timestamps"],
+        spiffe=app.value("entries-file") is not None,
     )
     printer = events.printer(given["format_"], out, style)
     snapshot = not given["no_snapshot"]

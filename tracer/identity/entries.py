@@ -30,12 +30,6 @@ UNIX_KEYS = frozenset(("uid", "user", "gid", "group", "supplementary_gid", "supp
 """The ``unix`` selectors that can be told from ``/proc/<pid>/status``; the others want the program's file."""
 
 _INT64 = re.compile(r"-?[0-9]{1,19}", re.ASCII)
-_SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)*", re.ASCII)
-
-
-def is_spiffe_id(text: str) -> bool:
-    """Whether ``text`` is a SPIFFE ID as the standard has it: ``spiffe://``, a trust domain, and a path or none."""
-    return len(text) <= 2048 and _SPIFFE_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
