@@ -157,6 +157,8 @@ class Feed:
                     self.name(event.id)  # considered at birth, before anyone asks
             elif event.kind == CgroupEventKind.MKDIR and self._is_container(event):
                 self.index.uncertain = True
+        if self.index.root_due:  # all births are taken in, so that it can be learnt before processes are told
+            self._publish(self.index.tick(boottime()))
 
     def _is_container(self, event: CgroupEvent) -> bool:
         return self._scout is not None and self._scout.born(event.hierarchy, event.id)

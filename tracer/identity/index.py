@@ -87,8 +87,8 @@ class Index:
         self.watched = False
         self._verdicts = Verdicts(self.rules, self.cgroups)
         self._now = 0
-        # Whether a container came up while the node's kubepods root was not known.
-        self._root_due = False
+        # Whether a container came up while the node's kubepods root was not known: the next tick learns it.
+        self.root_due = False
         self._stale = False
         self._ended: OrderedDict[ProcessKey, None] = OrderedDict()
         # Announced while it was not certain which hierarchy holds the containers.
@@ -136,7 +136,7 @@ class Index:
             self._late += self.consider(entry, self._now)
             if entry.root is None:
                 continue
-            self._root_due |= self.cgroups.root is None
+            self.root_due |= self.cgroups.root is None
             for other in self.cgroups.named(entry.ref.container_id):
                 if other.root is None:  # called like a pod's container, which is now known to stand elsewhere
                     self._late += self.consider(other, self._now)
@@ -276,9 +276,9 @@ class Index:
 
     def refresh(self, now: int) -> list[Event]:
         """Considers every container anew, and what the node's kubepods root is before that."""
-        self._root_due = False
+        self.root_due = False
         if self.cgroups.root is None and self._verdicts.ready:
-            self.cgroups.learn_root(filter(self._verdicts.shows_root, self.cgroups.containers()))
+            self.cgroups.learn_root(self._verdicts.roots())
         events = [event for entry in self.cgroups.containers() for event in self.consider(entry, now)]
         self._consider_fresh()
         return events
@@ -290,8 +290,8 @@ class Index:
         self._consider_fresh()
         at = self._verdicts.pods_at
         if not self._stale and at is not None and now - at > self.rules.max_stale:
-            self._stale = self._root_due = True
-        events = self.refresh(now) if self._root_due and at is not None else []
+            self._stale = self.root_due = True
+        events = self.refresh(now) if self.root_due and at is not None else []
         late, self._late = self._late, []
         return [*late, *events]
 
