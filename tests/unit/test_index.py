@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from tests.strategies import hostile_suffixes
 from tests.unit.index_lab import HIERARCHY, SECOND, TOP, Lab, cid, container, pod, told, uid
 from tracer.identity.index import Rules, gone
-from tracer.model import CgroupEventKind, Clock, Event, Identity, ProcessEventKind, ProcessKey, Source, State
+from tracer.model import (
+    CgroupEvent,
+    CgroupEventKind,
+    Clock,
+    Event,
+    Identity,
+    ProcessEventKind,
+    ProcessKey,
+    Source,
+    State,
+)
 
 A, B, C, D, P = "a", "b", "c", "d", "e"
 POD_A, POD_B = f"/kubepods/pod{uid(A)}", f"/kubepods/burstable/pod{uid(B)}"
@@ -469,6 +479,15 @@ def test_an_ended_containers_name_does_not_teach_the_root(lab: Lab) -> None:
     assert lab.says(fake)[:2] == ("host", "outside_root")
 
 
+def test_a_container_that_ended_shows_the_root_too(lab: Lab) -> None:
+    """Between the end of the node's own container and the next list, its forged name is no better than it was."""
+    fake = lab.mkdir(f"/docker/{cid(D)}/kubepods/pod{uid(A)}/{cid(A)}")
+    lab.mkdir(HOME_A)
+    lab.remove(HOME_A)
+    lab.pods(pod(A, container(A)))
+    assert lab.says(fake)[:2] == ("host", "outside_root")
+
+
 def test_a_root_inside_a_container_is_learnt_where_it_is_the_only_one(lab: Lab) -> None:
     """KIND's nodes are containers, and their pods are below them."""
     home = lab.mkdir(f"/docker/{cid(D)}/kubelet/kubepods/pod{uid(A)}/{cid(A)}")
@@ -621,15 +640,8 @@ def test_a_birth_that_is_told_after_its_names_were_read_sets_the_time_right(lab:
 
 def test_names_that_are_no_utf8_are_escaped(lab: Lab) -> None:
     """A cgroup's name may be any bytes."""
-    lab.index.cgroups.apply(lab_event := _mkdir(77, b"\xff\xfe"))
-    assert lab_event.id == 77
+    lab.index.cgroups.apply(CgroupEvent(CgroupEventKind.MKDIR, HIERARCHY, 0, 77, TOP, 1, b"\xff\xfe"))
     assert lab.who(77).cgroup.path == "/\\xff\\xfe"  # type: ignore[union-attr]
-
-
-def _mkdir(cgroup: int, name: bytes):  # type: ignore[no-untyped-def]
-    from tracer.model import CgroupEvent
-
-    return CgroupEvent(CgroupEventKind.MKDIR, HIERARCHY, 0, cgroup, TOP, 1, name)
 
 
 def test_a_circle_of_names_ends(lab: Lab) -> None:

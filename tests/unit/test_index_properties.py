@@ -116,6 +116,7 @@ class Node(RuleBasedStateMachine):
         if early:
             self._deliver(0)
         self._scan()
+        self._check_events(self.index.refresh(self.now))
         if not early:
             self._deliver(0)
 

@@ -74,12 +74,17 @@ class Verdicts:
             if uid is None or pod_has_uid(pod, uid)
         ]
 
-    def shows_root(self, entry: Entry) -> bool:
-        """Whether the kubepods root may be learnt from this container: cgroupfs has it, and a list says that it runs.
-        One that is listed as ended and yet has a cgroup may have been made by anyone who knows its name."""
-        if not entry.live or entry.root is None:
-            return False
-        return any(container.state in ("running", None) for _, container in self.listed(entry))
+    def roots(self) -> list[Entry]:
+        """Containers that show where the kubepods root is: those that a list says run, ended since or not, once
+        cgroupfs has any. One that is listed as ended and yet has a cgroup may have been made by anyone who knows its
+        name."""
+        shown = [
+            entry
+            for entry in self._tree.containers()
+            if entry.root is not None
+            and any(not entry.live or container.state in ("running", None) for _, container in self.listed(entry))
+        ]
+        return shown if any(entry.live for entry in shown) else []
 
     def of(self, entry: Entry, now: int) -> Workload:
         """What can be said of a container now; the same object as before where nothing changed."""
