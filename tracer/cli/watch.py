@@ -19,6 +19,7 @@ from tracer.cli.stop import Stop, Stopper
 from tracer.model import Event
 
 _BATCH = 256  # events written at once when that many wait
+_FIRST_LIST = 1.0  # seconds that the snapshot waits for the first pod list, rather than call everything pending
 _PULSE = 1.0  # seconds after which an idle watch looks whether its reader is still there
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,6 +94,8 @@ def run(app: App, given: dict[str, Any], prepare: Prepare) -> int:
             prepared, begin = prepare(opened)
             with stopper.interruptible():
                 tracer = opened.enter_context(prepared)
+                if snapshot:
+                    tracer.wait_synced(_FIRST_LIST)
                 watch = opened.enter_context(tracer.watch(snapshot=snapshot))
             printer.begin()
             begin()
