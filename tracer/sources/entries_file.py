@@ -47,7 +47,7 @@ def _read(path: str) -> tuple[Entries, _Stamp | None]:
         entries = decode(body)
     except InputError as error:
         raise InputError(error.what, path, error.hint) from None
-    young = time.time_ns() - after.st_mtime_ns < _YOUNG
+    young = abs(time.time_ns() - after.st_mtime_ns) < _YOUNG
     return entries, None if young or _stamp(before) != _stamp(after) else _stamp(after)
 
 
