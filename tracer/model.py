@@ -139,9 +139,9 @@ class Owner:
 class Pod:
     """What is needed of a pod, in the words of core/v1.
 
-    ``containers``, ``init_containers`` and ``ephemeral_containers`` are those of the *status*; ``spec_names``
-    are the names of all containers of the spec (app, init, ephemeral), which tell whether the status is
-    complete. ``config_hash`` is the annotation ``kubernetes.io/config.hash`` of static pods.
+    ``containers``, ``init_containers`` and ``ephemeral_containers`` are those of the *status*; ``spec`` are
+    the containers of the spec (app, init, ephemeral, each in order), without IDs: they tell whether the status is
+    complete, and what it will be. ``config_hash`` is the annotation ``kubernetes.io/config.hash`` of static pods.
     """
 
     uid: str
@@ -154,8 +154,33 @@ class Pod:
     containers: tuple[Container, ...]
     init_containers: tuple[Container, ...]
     ephemeral_containers: tuple[Container, ...]
-    spec_names: tuple[str, ...] = ()
+    spec: tuple[Container, ...] = ()
     config_hash: str | None = None
+
+    @property
+    def spec_names(self) -> tuple[str, ...]:
+        """The names of all containers of the spec."""
+        return tuple(container.name for container in self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeContainer:
+    """A container as the runtime tells it, no older than ``at``.
+
+    ``image`` and ``image_id`` are what the kubelet will write into the pod's status. ``created_at`` (nanoseconds of
+    the epoch) tells which of several by the same name is the newest. What the kubelet did not make has an empty
+    ``pod_uid``.
+    """
+
+    container_id: str
+    name: str
+    namespace: str
+    pod: str
+    pod_uid: str
+    image: str
+    image_id: str
+    created_at: int
+    at: int
 
 
 @dataclass(frozen=True, slots=True)

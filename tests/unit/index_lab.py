@@ -40,6 +40,16 @@ def container(letter: str | None, name: str = "app", **more: object) -> Containe
     return replace(made, **more)  # type: ignore[arg-type]
 
 
+def spec(*containers: Container) -> tuple[Container, ...]:
+    """The containers of a spec: what is run, but not which."""
+    return tuple(replace(each, container_id=None, image_id="", state=None) for each in containers)
+
+
+def named(*names: str) -> tuple[Container, ...]:
+    """A spec of app containers by these names."""
+    return spec(*(container(None, name) for name in names))
+
+
 def pod(letter: str, *containers: Container, **more: object) -> Pod:
     """A pod whose UID repeats ``letter``, with these containers in its status and in its spec."""
     by_role = {role: tuple(each for each in containers if each.role == role) for role in ("app", "init", "ephemeral")}
@@ -54,7 +64,7 @@ def pod(letter: str, *containers: Container, **more: object) -> Pod:
         by_role["app"],
         by_role["init"],
         by_role["ephemeral"],
-        tuple(each.name for each in containers),
+        spec(*containers),
     )
     return replace(made, **more)  # type: ignore[arg-type]
 

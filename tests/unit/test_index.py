@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import hostile_suffixes
-from tests.unit.index_lab import HIERARCHY, SECOND, TOP, Lab, cid, container, pod, told, uid
+from tests.unit.index_lab import HIERARCHY, SECOND, TOP, Lab, cid, container, named, pod, told, uid
 from tracer.identity.index import Rules, gone
 from tracer.model import (
     CgroupEvent,
@@ -277,7 +277,7 @@ def test_a_status_that_lacks_a_container_of_the_spec_is_not_complete(lab: Lab) -
     """The spec names all containers there will be."""
     unlisted = lab.mkdir(PAUSE_A)
     lab.mkdir(HOME_A)
-    lab.pods(pod(A, container(A), spec_names=("app", "side")))
+    lab.pods(pod(A, container(A), spec=named("app", "side")))
     assert lab.says(unlisted)[0] == "pending"
 
 

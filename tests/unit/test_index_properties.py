@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.unit.index_lab import named
 from tracer.identity.index import Index, Rules
 from tracer.model import (
     CgroupEvent,
@@ -201,7 +202,7 @@ class Node(RuleBasedStateMachine):
                 ),
                 init_containers=(),
                 ephemeral_containers=(),
-                spec_names=group.names,
+                spec=named(*group.names),
             )
             for group in self.groups
         )
@@ -463,8 +464,8 @@ class Node(RuleBasedStateMachine):
         """A list of now, or of a while ago; perhaps one pod of it cannot be read."""
         pods = [*self.history, (self.now, self._truth())][-1 - min(lag, len(self.history))][1]
         # What lags is the status, which the kubelet writes when it gets round to it; its specs are those it acts on.
-        specs = {group.uid: group.names for group in self.groups}
-        pods = tuple(replace(pod, spec_names=specs.get(pod.uid, pod.spec_names)) for pod in pods)
+        specs = {group.uid: named(*group.names) for group in self.groups}
+        pods = tuple(replace(pod, spec=specs.get(pod.uid, pod.spec)) for pod in pods)
         if not complete and pods:
             pods = tuple(pod for pod in pods if pod is not pods[skip % len(pods)])
         self._fetch(pods, self.now, complete)

@@ -82,7 +82,12 @@ def test_a_pod_is_read_whole() -> None:
         ),
         init_containers=(Container("setup", "s", "i:1", "i@sha256:1", "init", "terminated"),),
         ephemeral_containers=(Container("debug", "d", "i:1", "i@sha256:1", "ephemeral", None),),
-        spec_names=("app", "side", "setup", "debug"),
+        spec=(
+            Container("app", None, "i:1", "", "app"),
+            Container("side", None, "", "", "app"),
+            Container("setup", None, "", "", "init"),
+            Container("debug", None, "", "", "ephemeral"),
+        ),
         config_hash=HASH,
     )
 

@@ -26,6 +26,7 @@ class Metadata(msgspec.Struct, rename="camel"):
 
 class Named(msgspec.Struct):
     name: str | None = None
+    image: str | None = None
 
 
 class Spec(msgspec.Struct, rename="camel"):

@@ -32,6 +32,7 @@ from tracer.model import (
     ProcessEvent,
     ProcessEventKind,
     ProcessKey,
+    RuntimeContainer,
     Source,
     State,
     Workload,
@@ -274,6 +275,26 @@ class Index:
         self._now, self._stale = now, False
         return self.refresh(now)
 
+    def pod_changed(self, pod: Pod, at: int, now: int) -> list[Event]:
+        """Takes in one pod that a source pushed, as of ``at``; before the first list it says nothing."""
+        self._verdicts.change(pod, at)
+        return self.refresh(now)
+
+    def pod_deleted(self, pod_uid: str, at: int, now: int) -> list[Event]:
+        """Takes in that a source pushed the end of a pod."""
+        self._verdicts.delete(pod_uid, at)
+        return self.refresh(now)
+
+    def container(self, record: RuntimeContainer, now: int) -> list[Event]:
+        """Takes in what the container runtime tells of a container."""
+        self._verdicts.runtime.take(record)
+        return self.refresh(now)
+
+    def sandbox(self, container_id: str, now: int) -> list[Event]:
+        """Takes in that this container is a pod's sandbox (pause)."""
+        self._verdicts.runtime.sandboxes.add(container_id)
+        return self.refresh(now)
+
     def refresh(self, now: int) -> list[Event]:
         """Considers every container anew, and what the node's kubepods root is before that."""
         self.root_due = False
@@ -291,7 +312,7 @@ class Index:
         at = self._verdicts.pods_at
         if not self._stale and at is not None and now - at > self.rules.max_stale:
             self._stale = self.root_due = True
-        events = self.refresh(now) if self.root_due and at is not None else []
+        events = self.refresh(now) if self.root_due and self._verdicts.ready else []
         late, self._late = self._late, []
         return [*late, *events]
 

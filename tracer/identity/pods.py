@@ -101,7 +101,11 @@ def _which(index: int, raw: msgspec.Raw) -> str:
 def _pod(item: core_v1.Pod, meta: core_v1.Metadata, uid: str) -> Pod:
     spec = item.spec or core_v1.Spec()
     status = item.status or core_v1.Status()
-    named = (spec.containers, spec.init_containers, spec.ephemeral_containers)
+    named: tuple[tuple[list[core_v1.Named] | None, Literal["app", "init", "ephemeral"]], ...] = (
+        (spec.containers, "app"),
+        (spec.init_containers, "init"),
+        (spec.ephemeral_containers, "ephemeral"),
+    )
     return Pod(
         uid=uid,
         namespace=meta.namespace or "",
@@ -113,7 +117,11 @@ def _pod(item: core_v1.Pod, meta: core_v1.Metadata, uid: str) -> Pod:
         containers=_containers(status.container_statuses, "app"),
         init_containers=_containers(status.init_container_statuses, "init"),
         ephemeral_containers=_containers(status.ephemeral_container_statuses, "ephemeral"),
-        spec_names=tuple(entry.name or "" for entries in named for entry in entries or ()),
+        spec=tuple(
+            Container(entry.name or "", None, entry.image or "", "", role)
+            for entries, role in named
+            for entry in entries or ()
+        ),
         config_hash=(meta.annotations or {}).get(CONFIG_HASH) or None,
     )
 
@@ -190,6 +198,11 @@ def pod_has_uid(pod: Pod, path_uid: str) -> bool:
     if wanted == _plain(pod.uid):
         return True
     return "-" not in path_uid and pod.config_hash is not None and wanted == pod.config_hash.lower()
+
+
+def same_uid(one: str, other: str) -> bool:
+    """Whether two pod UIDs are the same; dashes and case do not count."""
+    return _plain(one) == _plain(other)
 
 
 def _plain(uid: str) -> str:

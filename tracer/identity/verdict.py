@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
-from tracer.identity.pods import PodTable, pod_has_uid
+from tracer.identity.pods import PodTable, pod_has_uid, same_uid
+from tracer.identity.runtime import Runtime
 from tracer.identity.selectors import selectors
 from tracer.model import Container, Pod, State, Workload
 
@@ -43,6 +44,7 @@ class Verdicts:
         self._rules = rules
         self._tree = tree
         self._table: PodTable | None = None
+        self.runtime = Runtime()
         # When each pod was read: one that was carried over from an older list is as old as that.
         self._read_at: dict[str, int] = {}
 
@@ -60,10 +62,21 @@ class Verdicts:
         self.pods_at, self.source = at, source
         return True
 
+    def change(self, pod: Pod, at: int) -> None:
+        """Takes in one pod that was pushed, as of ``at``, without a list."""
+        if self._table is not None and at >= self._read_at.get(pod.uid, 0):
+            self._table = PodTable.build((*(other for other in self._table.pods if other.uid != pod.uid), pod))
+            self._read_at[pod.uid] = at
+
+    def delete(self, pod_uid: str, at: int) -> None:
+        """Takes in that a pod is no more."""
+        if self._table is not None and at >= self._read_at.get(pod_uid, 0):
+            self._table = PodTable.build(other for other in self._table.pods if other.uid != pod_uid)
+
     @property
     def ready(self) -> bool:
-        """Whether any list was taken in."""
-        return self._table is not None
+        """Whether any source has told of anything."""
+        return self._table is not None or bool(self.runtime)
 
     def listed(self, entry: Entry) -> list[tuple[Pod, Container]]:
         """The places where a list has this container, in the pod that its path names if it names one."""
@@ -82,7 +95,10 @@ class Verdicts:
             entry
             for entry in self._tree.containers()
             if entry.root is not None
-            and any(not entry.live or container.state in ("running", None) for _, container in self.listed(entry))
+            and (
+                self.runtime.is_of_pod(entry.ref)
+                or any(not entry.live or container.state in ("running", None) for _, container in self.listed(entry))
+            )
         ]
         return shown if any(entry.live for entry in shown) else []
 
@@ -90,7 +106,7 @@ class Verdicts:
         """What can be said of a container now; the same object as before where nothing changed."""
         table, at = self._table, self.pods_at
         if table is None or at is None:
-            return entry.workload
+            return self._told_by_runtime(entry) or entry.workload
         if now - at > self._rules.max_stale:
             return self._outdated(entry)
         found = self.listed(entry)
@@ -100,6 +116,8 @@ class Verdicts:
             return self._found(entry, *found[0], now)
         if table.find(entry.ref.container_id):
             return self._unknown(entry, "conflict", "it is listed in another pod than the one its cgroup names")
+        if told := self._told_by_runtime(entry):
+            return told
         if entry.pod is not None and entry.container is not None:
             pod = table.by_uid.get(entry.pod.uid)
             if pod is None:
@@ -122,7 +140,54 @@ class Verdicts:
         elif entry.live and self._tree.root is None:
             # Which of several roots is the node's is told once all containers are known that run.
             return _first(entry)
-        return self._resolve(entry, pod, container)
+        return self._resolve(entry, pod, container, self.source, settled=True)
+
+    def _told_by_runtime(self, entry: Entry) -> Workload | None:
+        """What follows from the runtime's word for a container that no list has yet; ``None`` if it has none.
+
+        The runtime lists a container before its first process runs, the kubelet's status lags. The pod itself (labels,
+        service account, owners) is in the list long before; its statuses are those that the kubelet will write.
+        """
+        ref = entry.ref
+        if ref.container_id in self.runtime.sandboxes and entry.root is not None:
+            return self._sandbox(entry)
+        record = self.runtime.get(ref.container_id)
+        if record is None or not record.pod_uid:
+            return None
+        if ref.pod_uid is not None and not same_uid(record.pod_uid, ref.pod_uid):
+            return self._unknown(entry, "conflict", "the runtime has it in another pod than the one its cgroup names")
+        if entry.root is None and any(other.root is not None for other in self._tree.named(ref.container_id)):
+            return _first(entry)
+        pod = self._table.by_uid.get(record.pod_uid) if self._table else None
+        if pod is None:
+            if entry.pod is not None:
+                return self._unknown(entry, "deleted", "its pod has left the list")
+            workload = Workload(
+                State.PENDING,
+                "no_pod_yet",
+                "the runtime knows the container, but no list has its pod yet",
+                pods_from="cri",
+                namespace=record.namespace,
+                pod=record.pod,
+                pod_uid=record.pod_uid,
+                container=record.name,
+                container_id=ref.container_id,
+                image=record.image,
+            )
+            return _same(entry, workload)
+        if entry.live and entry.root is not None and self._tree.root is None:
+            return _first(entry)
+        container = self.runtime.container_of(pod, record)
+        settled = self.runtime.is_settled(pod, container)
+        return self._resolve(entry, self.runtime.foresee(pod), container, "cri", settled)
+
+    def _sandbox(self, entry: Entry) -> Workload:
+        ref, text = entry.ref, "it is its pod's sandbox (pause)"
+        pod = self._table.by_uid.get(ref.pod_uid or "") if self._table else None
+        if pod is not None:
+            return self._of_pod(entry, pod, State.HOST, "sandbox", text)
+        workload = Workload(State.HOST, "sandbox", text, pod_uid=ref.pod_uid, container_id=ref.container_id)
+        return _same(entry, workload)
 
     def _unlisted(self, entry: Entry, table: PodTable, at: int) -> Workload:
         old = entry.workload
@@ -131,7 +196,7 @@ class Verdicts:
         # By metadata.uid only: the annotation that names a static pod is one that any pod's author may write.
         pod = table.by_uid.get(entry.ref.pod_uid or "")
         if pod is not None and self._accounted(pod, entry):
-            return self._of_pod(entry, pod, State.HOST, "sandbox", "it is its pod's sandbox (pause)")
+            return self._sandbox(entry)
         if at - entry.born > self._rules.give_up:
             return self._unknown(entry, "not_listed", "no source lists this container", pod)
         if pod is None:
@@ -173,12 +238,13 @@ class Verdicts:
             return entry.workload
         return self._unknown(entry, "stale", "its pod data is too old: no source has answered since")
 
-    def _resolve(self, entry: Entry, pod: Pod, container: Container) -> Workload:
+    def _resolve(self, entry: Entry, pod: Pod, container: Container, source: str | None, settled: bool) -> Workload:
         entry.pods_at = self._read_at[pod.uid]
         old = entry.workload
         if (
             old.state is State.RESOLVED
-            and old.pods_from == self.source
+            and old.pods_from == source
+            and old.settled == settled
             and entry.pod == pod
             and entry.container == container
         ):
@@ -186,8 +252,8 @@ class Verdicts:
         entry.pod, entry.container = pod, container
         return Workload(
             State.RESOLVED,
-            settled=True,
-            pods_from=self.source,
+            settled=settled,
+            pods_from=source,
             namespace=pod.namespace,
             service_account=pod.service_account,
             pod=pod.name,

@@ -1,0 +1,96 @@
+"""What the container runtime told of containers, and the pod status that the kubelet will write from it.
+
+The kubelet writes ``containerStatuses`` from the same records, later: for each name of the spec the newest record's
+image and reference; where there is none yet, what its status says already; else the image that the spec asks for and
+no reference (Kubernetes ``pkg/kubelet``, ``convertToAPIContainerStatuses``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tracer.model import Container, ContainerRef, Pod, RuntimeContainer
+
+
+class Runtime:
+    """The runtime's records by container ID, and the IDs of sandboxes. True once it told anything."""
+
+    def __init__(self) -> None:
+        self.sandboxes: set[str] = set()
+        self._records: dict[str, RuntimeContainer] = {}
+        self._by_pod: dict[str, dict[str, RuntimeContainer]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._records or self.sandboxes)
+
+    def take(self, record: RuntimeContainer) -> None:
+        """Takes a record in; a newer one of the same container replaces it."""
+        old = self._records.get(record.container_id)
+        if old is not None and old.at > record.at:
+            return
+        self._records[record.container_id] = record
+        newest = self._by_pod.setdefault(record.pod_uid, {})
+        other = newest.get(record.name)
+        if other is None or other.container_id == record.container_id or other.created_at <= record.created_at:
+            newest[record.name] = record
+
+    def forget(self, container_id: str) -> None:
+        """Drops a container that is no more."""
+        self.sandboxes.discard(container_id)
+        record = self._records.pop(container_id, None)
+        if record is None:
+            return
+        newest = self._by_pod[record.pod_uid]
+        if newest.get(record.name) is record:
+            del newest[record.name]
+        if not newest:
+            del self._by_pod[record.pod_uid]
+
+    def get(self, container_id: str) -> RuntimeContainer | None:
+        """The record of a container."""
+        return self._records.get(container_id)
+
+    def is_of_pod(self, ref: ContainerRef) -> bool:
+        """Whether the runtime has this container in a pod."""
+        record = self._records.get(ref.container_id)
+        return record is not None and bool(record.pod_uid)
+
+    def foresee(self, pod: Pod) -> Pod:
+        """The pod with the status that the kubelet will write. As it is where its spec is not known."""
+        if not pod.spec:
+            return pod
+        newest = self._by_pod.get(pod.uid, {})
+        listed = {status.name: status for status in (*pod.containers, *pod.init_containers)}
+
+        def status(asked: Container) -> Container:
+            record = newest.get(asked.name)
+            if record is not None:
+                return _status(asked, record)
+            own = listed.get(asked.name)
+            return own if own is not None and own.container_id else asked
+
+        return replace(
+            pod,
+            containers=tuple(status(asked) for asked in pod.spec if asked.role == "app"),
+            init_containers=tuple(status(asked) for asked in pod.spec if asked.role == "init"),
+        )
+
+    def container_of(self, pod: Pod, record: RuntimeContainer) -> Container:
+        """The container that a record tells of, in the role that the spec gives its name; one that the spec has not yet
+        was added to a running pod (``kubectl debug``)."""
+        asked = next((each for each in pod.spec if each.name == record.name), None)
+        return _status(asked or Container(record.name, None, record.image, "", "ephemeral"), record)
+
+    def is_settled(self, pod: Pod, container: Container) -> bool:
+        """Whether the pod's images can change no more by containers that are still to be made: all app containers are
+        there, or for an init container all up to it."""
+        newest = self._by_pod.get(pod.uid, {})
+        role = "init" if container.role == "init" else "app"
+        names = [asked.name for asked in pod.spec if asked.role == role]
+        if role == "init" and container.name in names:
+            names = names[: names.index(container.name) + 1]
+        return bool(names) and all(name in newest for name in names)
+
+
+def _status(asked: Container, record: RuntimeContainer) -> Container:
+    return Container(asked.name, record.container_id, record.image, record.image_id, asked.role)
