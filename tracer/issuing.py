@@ -15,7 +15,8 @@ from dataclasses import replace
 from tracer.identity.entries import Entries, Matches
 from tracer.model import Event, Identity, ProcessKey, State, Workload
 
-_KEPT = 8192  # workloads, and processes whose unix selectors are remembered: far more than a node runs
+_WORKLOADS = 2048  # kept with what they decide, those of the past included: more than a node runs
+_PROCESSES = 4096  # whose unix selectors are remembered
 _SAID = (State.RESOLVED, State.HOST)
 
 # A workload, so that its id() stays its own; what it decides; and if that is all, the IDs and until when they hold.
@@ -84,7 +85,7 @@ class Issuing:
         else:
             with self._lock:
                 self._before[key] = unix
-                if len(self._before) > _KEPT:
+                if len(self._before) > _PROCESSES:
                     self._before.pop(next(iter(self._before)))
         found = known[1].spiffe_ids(unix, self._clock())
         return None if unix is None and not found else found
@@ -101,7 +102,7 @@ class Issuing:
         else:
             ends = [entry.expires_at for entry in matches.sure if entry.expires_at and not entry.expired(now)]
             known = (workload, matches, matches.spiffe_ids(None, now), min(ends, default=math.inf))
-        if len(computed) >= _KEPT:
+        if len(computed) >= _WORKLOADS:
             computed.clear()
         computed[id(workload)] = known
         return known
