@@ -46,6 +46,10 @@ class Runtime:
         if not newest:
             del self._by_pod[record.pod_uid]
 
+    def told_before(self, time: int) -> list[str]:
+        """The containers of which the last word is older than ``time``."""
+        return [record.container_id for record in self._records.values() if record.at < time]
+
     def get(self, container_id: str) -> RuntimeContainer | None:
         """The record of a container."""
         return self._records.get(container_id)

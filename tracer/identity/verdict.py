@@ -18,6 +18,9 @@ from tracer.model import Container, Pod, State, Workload
 # The kubelet's status lags behind a restart by up to a second, and then names the container that ended. One that a
 # list calls running but of which no cgroup was ever seen is believed in after this long.
 _STATUS_LAG = 5_000_000_000
+# The runtime's word for a container without a cgroup is kept for this long: its cgroup may be yet to come, and one that
+# ended is in its pod's status by then.
+_RECORDS_KEPT = 300_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,9 @@ class Verdicts:
             listed += kept
         self._table, self._read_at = PodTable.build(listed), read_at
         self.pods_at, self.source = at, source
+        for container_id in self.runtime.told_before(at - _RECORDS_KEPT):
+            if not self._tree.named(container_id):
+                self.runtime.forget(container_id)
         return True
 
     def change(self, pod: Pod, at: int) -> None:
