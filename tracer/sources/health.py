@@ -1,0 +1,70 @@
+"""How a source fares, told once per change: what was said of it before is not said again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from tracer.clock import boottime
+from tracer.errors import SourceError
+from tracer.sources.kubelet import SourceState
+
+_log = logging.getLogger("podtracer.sources")
+
+FIRST_PAUSE = 0.1
+LAST_PAUSE = 5.0
+
+
+def back_off(failures: int, longest: float = LAST_PAUSE) -> float:
+    """Seconds to wait after this many failures in a row: 0.1, 0.2, 0.4 … ``longest``."""
+    return min(longest, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
+
+
+class Health:
+    """The state of one source. ``on_state`` is called in the thread that brings the news; what it raises is logged."""
+
+    def __init__(self, on_state: Callable[[SourceState], None]) -> None:
+        self._on_state = on_state
+        self._lock = threading.Lock()
+        self._state = SourceState(None, boottime())
+
+    @property
+    def state(self) -> SourceState:
+        """The state now."""
+        with self._lock:
+            return self._state
+
+    def good(self, at: int, skipped: tuple[str, ...] = ()) -> None:
+        """A complete answer to a question that was asked at ``at``, boot time nanoseconds."""
+        with self._lock:
+            after = replace(self._state, ok=True, error=None, last_success=at, skipped=skipped)
+        self._become(after)
+
+    def bad(self, error: SourceError) -> None:
+        """No answer, or none that can be used."""
+        with self._lock:
+            after = replace(self._state, ok=False, error=error, failures=self._state.failures + 1)
+        self._become(after)
+
+    def _become(self, after: SourceState) -> None:
+        with self._lock:
+            changed = _kind(after) != _kind(self._state)
+            since = boottime() if changed else self._state.since
+            self._state = after = replace(after, since=since, fetches=after.fetches + 1)
+        if changed:
+            tell(self._on_state, after)
+
+
+def tell(listener: Callable[..., None], *args: object) -> None:
+    """Call a listener; what it raises is logged, since the thread that calls is the only one there is."""
+    try:
+        listener(*args)
+    except Exception:
+        _log.exception("a listener of pod data failed")
+
+
+def _kind(state: SourceState) -> tuple[bool | None, str | None]:
+    # What varies from try to try stands behind ": ".
+    return state.ok, state.error.what.partition(": ")[0] if state.error else None
