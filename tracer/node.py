@@ -31,10 +31,12 @@ from tracer.settings import Settings
 from tracer.watching import Watch
 
 if TYPE_CHECKING:
+    from tracer.errors import SourceError
     from tracer.identity.entries import Entries
     from tracer.issuing import Issuing
     from tracer.sources.entries_file import EntriesFile
     from tracer.sources.kubelet import KubeletSource, PodFetch, SourceState
+    from tracer.sources.namespaces import Labels, NamespaceSource
 
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _log = logging.getLogger("podtracer")
@@ -43,27 +45,37 @@ _log = logging.getLogger("podtracer")
 class Tracer:
     """Every process of this node, with its workload, from memory.
 
-    ``warn`` gets sentences for a person (an absent kubelet, say); the default logs them. Raises ``PermissionMissing``
+    ``warn`` gets sentences for a person (an absent kubelet, say), ``note`` those that are no warnings (which kubelet is
+    asked, where none was named); the default logs them. Raises ``PermissionMissing``
     and ``MissingError`` where this machine or user cannot trace, from ``start`` or on entering the context.
 
     Look-ups may come from any thread.
     """
 
-    def __init__(self, settings: Settings | None = None, *, warn: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        warn: Callable[[str], None] | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self.settings = settings or Settings()
         self._warn = warn or _log.warning
+        self._note = note or _log.info
         self._index = Index(
             Rules(
                 give_up=round(self.settings.poll_budget * 1e9),
                 max_stale=round(self.settings.pods_max_stale * 1e9),
                 prefix=self.settings.cgroup_prefix,
                 disable_container_selectors=self.settings.disable_container_selectors,
+                namespace_labels=self.settings.enable_namespace_labels,
             )
         )
         self._watches: list[Watch] = []
         self._news = threading.Condition()
         self._synced = False
         self._source: KubeletSource | None = None
+        self._namespaces: NamespaceSource | None = None
         self._issuing: Issuing | None = None
         self._entries_file: EntriesFile | None = None
         self._thread: threading.Thread | None = None
@@ -111,6 +123,9 @@ class Tracer:
         if self._source is not None:
             self._source.stop()
             self._source = None
+        if self._namespaces is not None:
+            self._namespaces.stop()
+            self._namespaces = None
         if self._entries_file is not None:
             self._entries_file.stop()
             self._entries_file = None
@@ -362,19 +377,52 @@ class Tracer:
     # ---- pods ----
 
     def _start_source(self) -> None:
-        from tracer.sources.kubelet import READ_ONLY_PORT, KubeletClient, KubeletEndpoint, KubeletSource
+        from tracer.sources.finding import choose
+        from tracer.sources.kubelet import KubeletClient, KubeletSource
 
         if self.settings.kubelet == "none":
             self._set_synced()
             return
-        port = self.settings.kubelet_read_only_port or READ_ONLY_PORT
+        choice = choose(self.settings)
+        if choice.note is not None:
+            self._note(choice.note)
         self._source = KubeletSource(
-            KubeletClient(KubeletEndpoint.read_only(port)),
+            KubeletClient(choice.endpoint, reload_interval=self.settings.reload_interval),
             interval_s=self.settings.refresh_interval,
             on_pods=self._on_pods,
             on_state=self._on_state,
         )
+        if self.settings.enable_namespace_labels:
+            self._start_namespaces()
         self._source.start()
+
+    def _start_namespaces(self) -> None:
+        from tracer.sources.namespaces import NamespaceClient, NamespaceSource
+
+        self._namespaces = NamespaceSource(
+            NamespaceClient(reload_interval=self.settings.reload_interval),
+            interval_s=self.settings.refresh_interval,
+            max_stale_s=self.settings.pods_max_stale,
+            on_labels=self._on_namespaces,
+            on_failure=self._on_namespaces_state,
+        )
+        self._namespaces.start()
+
+    def _on_namespaces(self, labels: Labels) -> None:
+        with self._lock:
+            if self._feed is not None:
+                self._feed.drain()
+            self._publish(self._index.namespaces(labels, boottime()))
+            self._prepare_issuing()
+        self._set_synced()
+
+    def _on_namespaces_state(self, error: SourceError | None) -> None:
+        if error is None:
+            self._warn("the API server tells the labels of all namespaces again")
+            return
+        hint = f" (hint: {error.hint})" if error.hint else ""
+        self._warn(f"{error}; identities without the labels of their namespace stay pending{hint}")
+        self._set_synced()
 
     def _on_pods(self, fetch: PodFetch) -> None:
         with self._lock:
@@ -389,8 +437,12 @@ class Tracer:
             )
             self._publish(events)
             self._prepare_issuing()
+            namespaces = self._index.pod_namespaces
         self._tell_source()
-        self._set_synced()
+        if self._namespaces is not None:
+            self._namespaces.want(namespaces)
+        if self._namespaces is None or not namespaces:
+            self._set_synced()  # else not before the labels
 
     def _on_state(self, state: SourceState) -> None:
         if state.error is not None:

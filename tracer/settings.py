@@ -26,16 +26,25 @@ class Settings:
 
     kubelet: str = "auto"
     kubelet_read_only_port: int | None = None
+    kubelet_secure_port: int | None = None
+    kubelet_ca_path: str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    skip_kubelet_verification: bool = False
+    token_path: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
+    certificate_path: str | None = None
+    private_key_path: str | None = None
+    use_anonymous_authentication: bool = False
     refresh_interval: float = 10.0
     pods_max_stale: float = 600.0
     max_poll_attempts: int = 60
     poll_retry_interval: float = 0.5
+    reload_interval: float = 60.0
     node_name: str | None = None
     cgroup_prefix: str | None = None
     procfs: str = "/proc"
     cgroupfs: str = "/sys/fs/cgroup"
     mode: str = "strict"
     disable_container_selectors: bool = False
+    enable_namespace_labels: bool = False
     entries_file: str | None = None
     agent_id: str | None = None
 
@@ -46,9 +55,7 @@ class Settings:
             raise UsageError("parity is not there yet", "mode", "leave mode out, or say strict")
         if self.mode != "strict":
             raise UsageError(f"{self.mode!r} is no mode", "mode", "say strict")
-        port = self.kubelet_read_only_port
-        if port is not None and not 1 <= port <= 65535:
-            raise UsageError(f"{port} is no port", "kubelet-read-only-port", "say a number from 1 to 65535")
+        self._check_kubelet()
         if self.max_poll_attempts < 1:
             raise UsageError("less than one attempt", "max-poll-attempts", "say 1 or more")
         if self.agent_id is not None and not _SPIFFE_ID.fullmatch(self.agent_id):
@@ -58,11 +65,29 @@ class Settings:
             ("refresh_interval", 0.1),
             ("pods_max_stale", 0.0),
             ("poll_retry_interval", 0.01),
+            ("reload_interval", 0.1),
         ):
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and least <= seconds <= MAX_SECONDS):
                 key = name.replace("_", "-")
                 raise UsageError(f"{seconds:g}s is out of range", key, f"say {least:g}s or more, ten years at most")
+
+    def _check_kubelet(self) -> None:
+        for port, key in (
+            (self.kubelet_read_only_port, "kubelet-read-only-port"),
+            (self.kubelet_secure_port, "kubelet-secure-port"),
+        ):
+            if port is not None and not 1 <= port <= 65535:
+                raise UsageError(f"{port} is no port", key, "say a number from 1 to 65535")
+        if self.kubelet_read_only_port is not None:
+            if self.kubelet_secure_port is not None:
+                both = "kubelet-read-only-port, kubelet-secure-port"
+                raise UsageError("two ports of the kubelet were given", both, "give one of them")
+        elif not self.use_anonymous_authentication:
+            if self.certificate_path is not None and self.private_key_path is None:
+                raise UsageError("a client certificate without its key", "certificate-path", "add --private-key-path")
+            if self.private_key_path is not None and self.certificate_path is None:
+                raise UsageError("a key without its client certificate", "private-key-path", "add --certificate-path")
 
     @property
     def poll_budget(self) -> float:

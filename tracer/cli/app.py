@@ -51,7 +51,7 @@ def node_tracer(settings: Settings, *, warn: Callable[[str], None]) -> Tracer:
     """The tracer of this node, whose parts are loaded only now."""
     from tracer.node import Tracer
 
-    return Tracer(settings, warn=warn)
+    return Tracer(settings, warn=warn, note=lambda text: say(f"podtracer: {text}"))
 
 
 @dataclass(slots=True)

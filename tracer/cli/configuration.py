@@ -60,17 +60,30 @@ def _setting(key: str, type_: ParamType, help_: str, metavar: str | None = None,
 POD_DATA = (
     _setting("kubelet", OneOf("auto", "none"), "Ask the kubelet of this node for its pods."),
     _setting("kubelet-read-only-port", Whole(1, 65535), "The kubelet port that wants no credential.", "PORT"),
+    _setting("kubelet-secure-port", Whole(1, 65535), "The kubelet port that wants one, usually 10250.", "PORT"),
+    _setting("kubelet-ca-path", Text(), "Who may have signed the kubelet's certificate.", "F"),
+    _setting("skip-kubelet-verification", Truth(), "Trust whatever certificate the kubelet has."),
+    _setting("token-path", Text(), "Token for the secure port.", "F"),
+    _setting("certificate-path", Text(), "Client certificate for the secure port, instead of a token.", "F"),
+    _setting("private-key-path", Text(), "Its private key.", "F"),
+    _setting("use-anonymous-authentication", Truth(), "Show the secure port neither."),
     _setting(
-        "node-name", Text(), "Name of this node; MY_NODE_NAME and NODE_NAME set it too.", "NAME",
+        "node-name", Text(), "Name of this node, which the kubelet's certificate then has to bear.", "NAME",
         fallbacks=("MY_NODE_NAME", "NODE_NAME"),
+    ),
+    Option(
+        "node-name-env", Text(), "MY_NODE_NAME", "Environment variable that holds the name of this node.",
+        "Pod data", metavar="VAR",
     ),
     _setting("refresh-interval", Duration(), "Time between two requests for the pod list.", "D"),
     _setting("pods-max-stale", Duration(), "Age from which pod data is not trusted any more.", "D"),
     _setting("max-poll-attempts", Whole(1, 1_000_000), "Attempts to find a container in the pod list.", "N"),
     _setting("poll-retry-interval", Duration(), "Time between two such attempts.", "D"),
+    _setting("reload-interval", Duration(), "Time after which token, certificate and CA are read anew.", "D"),
     _setting("cgroup-prefix", Text(), "Part of the cgroup tree in which pods are looked for.", "PATH"),
     _setting("mode", OneOf("strict", "parity"), "Rule by which a cgroup path is read."),
     _setting("disable-container-selectors", Truth(), "Give selectors of the pod, none of the container."),
+    _setting("enable-namespace-labels", Truth(), "Give selectors of the namespace's labels, from the API server."),
     _setting("entries-file", Text(), "Registration entries of SPIRE's server, to show SPIFFE IDs by.", "F"),
     _setting("agent-id", Text(), "Only entries of the SPIRE agent with this SPIFFE ID.", "SPIFFE_ID"),
 )  # fmt: skip
@@ -154,7 +167,17 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | 
                 if environ.get(variable):
                     values[key] = _converted(option, environ[variable], variable, f"environment {variable}")
                     break
+    _name_node(values, environ)
     return values
+
+
+def _name_node(values: dict[str, Value], environ: Mapping[str, str]) -> None:
+    """The variable that node-name-env names, before the usual ones but after a name that was given."""
+    name = values["node-name"]
+    variable = values["node-name-env"].value
+    usual = ("default", *(f"environment {fallback}" for fallback in OPTIONS["node-name"].fallbacks))
+    if name.origin in usual and environ.get(variable):
+        values["node-name"] = _converted(OPTIONS["node-name"], environ[variable], variable, f"environment {variable}")
 
 
 def _converted(option: Option, raw: Any, obj: str, origin: str) -> Value:

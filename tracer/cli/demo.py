@@ -13,7 +13,11 @@ from tracer.cli import configuration, options, watch
 from tracer.cli.app import App, Tracer, pass_app, say, warn
 from tracer.demo.node import DemoNode
 
-_ITS_OWN = ("kubelet", "kubelet-read-only-port", "cgroup-prefix", "node-name")
+_ITS_OWN = (
+    *("kubelet", "kubelet-read-only-port", "kubelet-secure-port", "kubelet-ca-path", "skip-kubelet-verification"),
+    *("token-path", "certificate-path", "private-key-path", "use-anonymous-authentication", "reload-interval"),
+    *("node-name", "node-name-env", "cgroup-prefix", "enable-namespace-labels"),
+)
 
 EXAMPLES = """\b
 Examples:

@@ -61,7 +61,12 @@ class DemoNode:
     def settings(self) -> Settings:
         """The given settings with those changed by which a tracer finds this node's pods."""
         return replace(
-            self._given, kubelet="auto", kubelet_read_only_port=self.port, cgroup_prefix=f"/{self._name}/kubepods"
+            self._given,
+            kubelet="auto",
+            kubelet_read_only_port=self.port,
+            kubelet_secure_port=None,
+            enable_namespace_labels=False,
+            cgroup_prefix=f"/{self._name}/kubepods",
         )
 
     def __enter__(self) -> DemoNode:

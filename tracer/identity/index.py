@@ -296,6 +296,27 @@ class Index:
         return self.refresh(now)
 
     def refresh(self, now: int) -> list[Event]:
+    def take_disputes(self) -> list[str]:
+        """Sentences on containers whose image the runtime and the list tell differently, each once."""
+        found = [text for key, text in self._verdicts.disputes.items() if key not in self._disputed]
+        self._disputed |= self._verdicts.disputes.keys()
+        return found
+
+    @property
+    def other_tags(self) -> int:
+        """How many containers the list names by another tag of their image than the runtime."""
+        return len(self._verdicts.other_tags)
+
+    def namespaces(self, labels: Mapping[str, Mapping[str, str]], now: int) -> list[Event]:
+        """Takes in the labels of namespaces; where the rules ask for them, containers in others wait for theirs."""
+        self._verdicts.namespaces = labels
+        return self.refresh(now)
+
+    @property
+    def pod_namespaces(self) -> set[str]:
+        """The namespaces of the pods that sources told of."""
+        return self._verdicts.pod_namespaces
+
         """Considers every container anew, and what the node's kubepods root is before that."""
         self.root_due = False
         if self.cgroups.root is None and self._verdicts.ready:
@@ -324,7 +345,10 @@ class Index:
         wanted = {
             entry.ref.container_id
             for entry in self.cgroups.containers()
-            if entry.live and entry.root is not None and entry.workload.state is State.PENDING
+            if entry.live
+            and entry.root is not None
+            and entry.workload.state is State.PENDING
+            and entry.workload.reason != "namespace_labels"
         }
         before, self._wanted = self._wanted, wanted
         return sorted(wanted - before), sorted(before - wanted)

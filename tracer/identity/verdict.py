@@ -6,7 +6,7 @@ named after a container by whoever may make cgroups. What is not certain stays `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
@@ -28,13 +28,15 @@ class Rules:
     """What can be set. Times in nanoseconds.
 
     ``give_up`` is how long a container may stay unlisted before it is ``unknown``, ``max_stale`` how long sources may
-    fail before what they told is no longer believed.
+    fail before what they told is no longer believed. With ``namespace_labels`` nobody is resolved before the labels of
+    the pod's namespace are known.
     """
 
     give_up: int = 30_000_000_000
     max_stale: int = 600_000_000_000
     prefix: str | None = None
     disable_container_selectors: bool = False
+    namespace_labels: bool = False
 
 
 class Verdicts:
@@ -48,6 +50,11 @@ class Verdicts:
         self._tree = tree
         self._table: PodTable | None = None
         self.runtime = Runtime()
+        # Labels by namespace, as far as they are known.
+        self.namespaces: Mapping[str, Mapping[str, str]] = {}
+        # Container ID → what is to be said of images that differ, and containers that were listed by another tag.
+        self.disputes: dict[str, str] = {}
+        self.other_tags: set[str] = set()
         # When each pod was read: one that was carried over from an older list is as old as that.
         self._read_at: dict[str, int] = {}
 
@@ -78,6 +85,11 @@ class Verdicts:
         """Takes in that a pod is no more."""
         if self._table is not None and at >= self._read_at.get(pod_uid, 0):
             self._table = PodTable.build(other for other in self._table.pods if other.uid != pod_uid)
+
+    @property
+    def pod_namespaces(self) -> set[str]:
+        """The namespaces of the pods of this node."""
+        return {pod.namespace for pod in self._table.pods} if self._table else set()
 
     @property
     def ready(self) -> bool:
@@ -248,7 +260,8 @@ class Verdicts:
         entry.pods_at = self._read_at[pod.uid]
         old = entry.workload
         if (
-            old.state is State.RESOLVED
+            of_namespace is None
+            and old.state is State.RESOLVED
             and old.pods_from == source
             and old.settled == settled
             and entry.pod == pod
@@ -256,19 +269,29 @@ class Verdicts:
         ):
             return old
         entry.pod, entry.container = pod, container
-        return Workload(
+        workload = Workload(
             State.RESOLVED,
             settled=settled,
             pods_from=source,
             namespace=pod.namespace,
             service_account=pod.service_account,
+        of_namespace = self.namespaces.get(pod.namespace) if self._rules.namespace_labels else None
+        if self._rules.namespace_labels and of_namespace is None:
+            entry.pod, entry.container = pod, container
+            text = "the labels of its namespace are not known yet"
+            return self._of_pod(entry, pod, State.PENDING, "namespace_labels", text)
             pod=pod.name,
             pod_uid=pod.uid,
             container=container.name,
             container_id=entry.ref.container_id,
             image=container.image,
             node=pod.node,
-            selectors=selectors(pod, container, disable_container_selectors=self._rules.disable_container_selectors),
+            selectors=selectors(
+                pod,
+                container,
+                disable_container_selectors=self._rules.disable_container_selectors,
+                namespace_labels=of_namespace,
+            ),
             labels=pod.labels,
         )
 
@@ -286,6 +309,7 @@ class Verdicts:
         workload = Workload(
             state,
             reason,
+        return _same(entry, workload)
             text,
             pods_from=self.source,
             namespace=pod.namespace,

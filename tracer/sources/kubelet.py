@@ -8,29 +8,31 @@ nobody is told anything new, so that what was known stays.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from tracer.clock import boottime
 from tracer.errors import InputError, SourceError, UsageError
 from tracer.identity.pods import PodList, decode_pod_list
+from tracer.sources.credentials import Credentials
+from tracer.sources.peer import READ_ONLY, REALLY, Peer
 from tracer.sources.refresh import Refresher
-
-if TYPE_CHECKING:
-    from tracer.sources.transport import Transport
+from tracer.sources.session import RELOAD_INTERVAL, Session
 
 _log = logging.getLogger("podtracer.kubelet")
 
 READ_ONLY_PORT = 10255
+SECURE_PORT = 10250
 TIMEOUT = 10.0
 MAX_BODY = 256 << 20
 _STOP_WAIT = 1.0
 _HTTP = b"HTTP/1."
+_NODE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,252}|[0-9A-Fa-f:.]{2,45}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,60 @@ class KubeletEndpoint:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=lambda: {"Accept": "application/json"})
+    credentials: Credentials | None = None
+    peer: Peer = READ_ONLY
 
     @classmethod
     def read_only(cls, port: int = READ_ONLY_PORT) -> KubeletEndpoint:
         """The read-only port on loopback, without a credential. Raises UsageError for what is no port."""
-        if not 0 < port < 65536:
-            raise UsageError("not a TCP port", str(port), "give a number from 1 to 65535, usually 10255")
-        return cls(f"http://127.0.0.1:{port}/pods")
+        return cls(f"http://127.0.0.1:{_checked(port, READ_ONLY_PORT)}/pods")
+
+    @classmethod
+    def secure(
+        cls, port: int = SECURE_PORT, *, credentials: Credentials, node_name: str | None = None
+    ) -> KubeletEndpoint:
+        """The secure port. With a node name it is asked there, and its certificate has to bear that name; without,
+        on loopback, and the chain of its certificate alone is checked.
+
+        Raises UsageError for what is no port or no name.
+        """
+        _checked(port, SECURE_PORT)
+        if node_name is not None and not _NODE_NAME.fullmatch(node_name):
+            raise UsageError("not the name of a node", repr(node_name), "kubectl get nodes shows the names")
+        host = node_name or "127.0.0.1"
+        url = f"https://{f'[{host}]' if ':' in host else host}:{port}/pods"
+        return cls(url, credentials=replace(credentials, host_name=node_name), peer=_secure_peer(credentials))
+
+
+def _checked(port: int, usual: int) -> int:
+    if not 0 < port < 65536:
+        raise UsageError("not a TCP port", str(port), f"give a number from 1 to 65535, usually {usual}")
+    return port
+
+
+def _secure_peer(credentials: Credentials) -> Peer:
+    if credentials.certificate_path:
+        unknown = f"its clientCAFile must hold the authority that signed {credentials.certificate_path}"
+    elif credentials.token_path:
+        unknown = (
+            f"it does not know {credentials.in_words}: is it of this cluster, and not expired?"
+            " The kubelet's authentication.webhook has to be enabled"
+        )
+    else:
+        unknown = "it takes no anonymous requests (authentication.anonymous): give a token or a client certificate"
+    allow = (
+        "bind a ClusterRole to this user with the rule apiGroups [''], resources ['nodes/pods'], verbs ['get'];"
+        " before Kubernetes 1.33 that is 'nodes/proxy', which also allows to run commands in pods"
+    )
+    return Peer(
+        refused="nothing listens there; is the kubelet running, and this its port?",
+        wrong=f"{REALLY} The secure one is usually {SECURE_PORT}",
+        trust=f"{credentials.ca_path} must hold the authority that signed it, or the certificate itself if that is"
+        " self-signed; --kubelet-ca-path names another file",
+        host_name="the node name has to be one that resolves and that the certificate bears; without a node name"
+        " 127.0.0.1 is asked and only the chain checked",
+        statuses={401: unknown, 403: allow},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +108,27 @@ class PodFetch:
 class KubeletClient:
     """Fetches from one endpoint, over one connection that is kept.
 
-    ``timeout`` (seconds) bounds the whole of a request, ``max_body`` (bytes) its answer.
+    ``timeout`` (seconds) bounds the whole of a request, ``max_body`` (bytes) its answer. The endpoint's keys are read
+    anew every ``reload_interval`` seconds, and at once when they are refused.
     """
 
-    def __init__(self, endpoint: KubeletEndpoint, *, timeout: float = TIMEOUT, max_body: int = MAX_BODY) -> None:
+    def __init__(
+        self,
+        endpoint: KubeletEndpoint,
+        *,
+        timeout: float = TIMEOUT,
+        max_body: int = MAX_BODY,
+        reload_interval: float = RELOAD_INTERVAL,
+    ) -> None:
         self.endpoint = endpoint
-        self._timeout = timeout
-        self._max_body = max_body
-        self._transport: Transport | None = None
-        self._closed = False
+        self._session = Session(
+            endpoint.peer,
+            endpoint.credentials,
+            timeout=timeout,
+            max_body=max_body,
+            reload_interval=reload_interval,
+        )
         self._fetching = threading.Lock()
-        self._opening = threading.Lock()
 
     def __enter__(self) -> KubeletClient:
         return self
@@ -84,35 +143,18 @@ class KubeletClient:
         try stands behind ``": "``.
         """
         with self._fetching:
-            transport = self._open()
             endpoint = self.endpoint
             started = boottime()
-            body = transport.get(endpoint.url, endpoint.headers, timeout=self._timeout, max_body=self._max_body)
+            body = self._session.get(endpoint.url, endpoint.headers)
         try:
             return PodFetch(decode_pod_list(body), started)
         except (InputError, RecursionError) as error:
             what = error.what if isinstance(error, InputError) else "nested too deeply"
-            hint = "is this really the kubelet's port?"
-            raise SourceError(f"the answer is no list of pods: {what}", endpoint.url, hint) from error
+            raise SourceError(f"the answer is no list of pods: {what}", endpoint.url, endpoint.peer.wrong) from error
 
     def close(self) -> None:
         """End the fetch in flight, with SourceError in the thread that waits for it; later ones fail too."""
-        with self._opening:
-            self._closed = True
-            transport = self._transport
-        if transport is not None:
-            transport.close()
-
-    def _open(self) -> Transport:
-        # Imported here: requests costs more than a whole look-up that needs no kubelet.
-        from tracer.sources.transport import Transport
-
-        with self._opening:
-            if self._closed:
-                raise SourceError("the client was closed", self.endpoint.url)
-            if self._transport is None:
-                self._transport = Transport()
-            return self._transport
+        self._session.close()
 
 
 @dataclass(frozen=True, slots=True)
