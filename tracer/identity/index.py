@@ -95,6 +95,7 @@ class Index:
         # Announced while it was not certain which hierarchy holds the containers.
         self._undecided: dict[ProcessKey, Process] = {}
         self._wanted: set[str] = set()
+        self._disputed: set[str] = set()
         # Events that came of something else than pod data, told with the next tick.
         self._late: list[Event] = []
 
@@ -295,7 +296,6 @@ class Index:
         self._verdicts.runtime.sandboxes.add(container_id)
         return self.refresh(now)
 
-    def refresh(self, now: int) -> list[Event]:
     def take_disputes(self) -> list[str]:
         """Sentences on containers whose image the runtime and the list tell differently, each once."""
         found = [text for key, text in self._verdicts.disputes.items() if key not in self._disputed]
@@ -317,6 +317,7 @@ class Index:
         """The namespaces of the pods that sources told of."""
         return self._verdicts.pod_namespaces
 
+    def refresh(self, now: int) -> list[Event]:
         """Considers every container anew, and what the node's kubepods root is before that."""
         self.root_due = False
         if self.cgroups.root is None and self._verdicts.ready:

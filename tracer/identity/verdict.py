@@ -158,6 +158,7 @@ class Verdicts:
         elif entry.live and self._tree.root is None:
             # Which of several roots is the node's is told once all containers are known that run.
             return _first(entry)
+        self._compare(entry, container)
         return self._resolve(entry, pod, container, self.source, settled=True)
 
     def _told_by_runtime(self, entry: Entry) -> Workload | None:
@@ -206,6 +207,20 @@ class Verdicts:
             return self._of_pod(entry, pod, State.HOST, "sandbox", text)
         workload = Workload(State.HOST, "sandbox", text, pod_uid=ref.pod_uid, container_id=ref.container_id)
         return _same(entry, workload)
+
+    def _compare(self, entry: Entry, container: Container) -> None:
+        """Notes where the list and the runtime disagree on a container's image. A digest may have several tags; two
+        digests cannot be of one container."""
+        record = self.runtime.get(entry.ref.container_id)
+        if record is None or not container.container_id:
+            return
+        if record.image_id and container.image_id and record.image_id != container.image_id:
+            self.disputes[entry.ref.container_id] = (
+                f"the runtime and the list disagree on the image of container {entry.ref.container_id}:"
+                f" {record.image_id!r} and {container.image_id!r}; the list's is used"
+            )
+        elif record.image != container.image:
+            self.other_tags.add(entry.ref.container_id)
 
     def _unlisted(self, entry: Entry, table: PodTable, at: int) -> Workload:
         old = entry.workload
@@ -259,6 +274,11 @@ class Verdicts:
     def _resolve(self, entry: Entry, pod: Pod, container: Container, source: str | None, settled: bool) -> Workload:
         entry.pods_at = self._read_at[pod.uid]
         old = entry.workload
+        of_namespace = self.namespaces.get(pod.namespace) if self._rules.namespace_labels else None
+        if self._rules.namespace_labels and of_namespace is None:
+            entry.pod, entry.container = pod, container
+            text = "the labels of its namespace are not known yet"
+            return self._of_pod(entry, pod, State.PENDING, "namespace_labels", text)
         if (
             of_namespace is None
             and old.state is State.RESOLVED
@@ -275,11 +295,6 @@ class Verdicts:
             pods_from=source,
             namespace=pod.namespace,
             service_account=pod.service_account,
-        of_namespace = self.namespaces.get(pod.namespace) if self._rules.namespace_labels else None
-        if self._rules.namespace_labels and of_namespace is None:
-            entry.pod, entry.container = pod, container
-            text = "the labels of its namespace are not known yet"
-            return self._of_pod(entry, pod, State.PENDING, "namespace_labels", text)
             pod=pod.name,
             pod_uid=pod.uid,
             container=container.name,
@@ -294,6 +309,7 @@ class Verdicts:
             ),
             labels=pod.labels,
         )
+        return _same(entry, workload)
 
     def _unknown(self, entry: Entry, reason: str, text: str, pod: Pod | None = None) -> Workload:
         pod = pod or entry.pod
@@ -309,7 +325,6 @@ class Verdicts:
         workload = Workload(
             state,
             reason,
-        return _same(entry, workload)
             text,
             pods_from=self.source,
             namespace=pod.namespace,
