@@ -27,16 +27,14 @@ from tracer.kernel.cgroupfs import readable
 from tracer.kernel.loader import Features, Programs
 from tracer.kernel.slots import Slot
 from tracer.model import Event, Identity, Process, ProcessKey, Source, State
+from tracer.podsources import PodSources
 from tracer.settings import Settings
 from tracer.watching import Watch
 
 if TYPE_CHECKING:
-    from tracer.errors import SourceError
     from tracer.identity.entries import Entries
     from tracer.issuing import Issuing
     from tracer.sources.entries_file import EntriesFile
-    from tracer.sources.kubelet import KubeletSource, PodFetch, SourceState
-    from tracer.sources.namespaces import Labels, NamespaceSource
 
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _log = logging.getLogger("podtracer")
@@ -74,8 +72,6 @@ class Tracer:
         self._watches: list[Watch] = []
         self._news = threading.Condition()
         self._synced = False
-        self._source: KubeletSource | None = None
-        self._namespaces: NamespaceSource | None = None
         self._issuing: Issuing | None = None
         self._entries_file: EntriesFile | None = None
         self._thread: threading.Thread | None = None
@@ -83,6 +79,17 @@ class Tracer:
         self._wake = -1
         self._stopping = False
         self._lock = threading.RLock()
+        self._sources = PodSources(
+            self.settings,
+            self._index,
+            lock=self._lock,
+            drain=self._drain,
+            publish=self._publish,
+            on_change=self._prepare_issuing,
+            on_first=self._set_synced,
+            warn=self._warn,
+            note=self._note,
+        )
 
     # ---- life ----
 
@@ -93,7 +100,7 @@ class Tracer:
             machine.check()
             # One after the other: the compiler alone comes close to filling a memory limit of 64 MB.
             programs = Programs()
-            self._start_source()
+            self._sources.start()
             self._start_feed(programs)
         except BaseException:
             self.close()
@@ -120,12 +127,7 @@ class Tracer:
 
     def close(self) -> None:
         """Detaches everything. Watches end; may be called twice."""
-        if self._source is not None:
-            self._source.stop()
-            self._source = None
-        if self._namespaces is not None:
-            self._namespaces.stop()
-            self._namespaces = None
+        self._sources.stop()
         if self._entries_file is not None:
             self._entries_file.stop()
             self._entries_file = None
@@ -323,7 +325,7 @@ class Tracer:
                     with feed.lock:
                         feed.drain()
                         soon = feed.care(boottime())
-                    self._tell_source()
+                    self._sources.pass_wants()
                     timeout = _DRAIN if soon is None else min(_DRAIN, soon / 1e9)
                 except Exception:
                     # The only thread that keeps the table: it outlives what nobody thought of.
@@ -376,97 +378,14 @@ class Tracer:
 
     # ---- pods ----
 
-    def _start_source(self) -> None:
-        from tracer.sources.finding import choose
-        from tracer.sources.kubelet import KubeletClient, KubeletSource
-
-        if self.settings.kubelet == "none":
-            self._set_synced()
-            return
-        choice = choose(self.settings)
-        if choice.note is not None:
-            self._note(choice.note)
-        self._source = KubeletSource(
-            KubeletClient(choice.endpoint, reload_interval=self.settings.reload_interval),
-            interval_s=self.settings.refresh_interval,
-            on_pods=self._on_pods,
-            on_state=self._on_state,
-        )
-        if self.settings.enable_namespace_labels:
-            self._start_namespaces()
-        self._source.start()
-
-    def _start_namespaces(self) -> None:
-        from tracer.sources.namespaces import NamespaceClient, NamespaceSource
-
-        self._namespaces = NamespaceSource(
-            NamespaceClient(reload_interval=self.settings.reload_interval),
-            interval_s=self.settings.refresh_interval,
-            max_stale_s=self.settings.pods_max_stale,
-            on_labels=self._on_namespaces,
-            on_failure=self._on_namespaces_state,
-        )
-        self._namespaces.start()
-
-    def _on_namespaces(self, labels: Labels) -> None:
-        with self._lock:
-            if self._feed is not None:
-                self._feed.drain()
-            self._publish(self._index.namespaces(labels, boottime()))
-            self._prepare_issuing()
-        self._set_synced()
-
-    def _on_namespaces_state(self, error: SourceError | None) -> None:
-        if error is None:
-            self._warn("the API server tells the labels of all namespaces again")
-            return
-        hint = f" (hint: {error.hint})" if error.hint else ""
-        self._warn(f"{error}; identities without the labels of their namespace stay pending{hint}")
-        self._set_synced()
-
-    def _on_pods(self, fetch: PodFetch) -> None:
-        with self._lock:
-            if self._feed is not None:
-                self._feed.drain()
-            events = self._index.pods(
-                fetch.pods.pods,
-                fetch.started,
-                complete=not fetch.pods.skipped,
-                source="kubelet",
-                now=boottime(),
-            )
-            self._publish(events)
-            self._prepare_issuing()
-            namespaces = self._index.pod_namespaces
-        self._tell_source()
-        if self._namespaces is not None:
-            self._namespaces.want(namespaces)
-        if self._namespaces is None or not namespaces:
-            self._set_synced()  # else not before the labels
-
-    def _on_state(self, state: SourceState) -> None:
-        if state.error is not None:
-            kept = "what was known stays" if state.last_success else "identities stay pending"
-            self._warn(f"{state.error}; {kept}" + (f" (hint: {state.error.hint})" if state.error.hint else ""))
-            self._set_synced()
-        elif state.failures:
-            self._warn(f"the kubelet answers again ({state.fetches} requests, {state.failures} failed)")
+    def _drain(self) -> None:
+        if self._feed is not None:
+            self._feed.drain()
 
     def _set_synced(self) -> None:
         with self._news:
             self._synced = True
             self._news.notify_all()
-
-    def _tell_source(self) -> None:
-        source = self._source
-        if source is None:
-            return
-        with self._lock:
-            wanted, settled = self._index.take_wants()
-        for container_id in wanted:
-            source.want(container_id)
-        for container_id in settled:
-            source.settle(container_id)
 
 
 __all__ = ["Tracer", "TracerError"]

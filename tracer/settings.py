@@ -33,6 +33,8 @@ class Settings:
     certificate_path: str | None = None
     private_key_path: str | None = None
     use_anonymous_authentication: bool = False
+    cri: str = "auto"
+    pods_api: str = "auto"
     refresh_interval: float = 10.0
     pods_max_stale: float = 600.0
     max_poll_attempts: int = 60
@@ -55,6 +57,9 @@ class Settings:
             raise UsageError("parity is not there yet", "mode", "leave mode out, or say strict")
         if self.mode != "strict":
             raise UsageError(f"{self.mode!r} is no mode", "mode", "say strict")
+        for key, endpoint in (("cri", self.cri), ("pods-api", self.pods_api)):
+            if endpoint not in ("auto", "none") and not endpoint.startswith("unix:///"):
+                raise UsageError(f"{endpoint!r} is no socket", key, "say auto, none or unix:///PATH")
         self._check_kubelet()
         if self.max_poll_attempts < 1:
             raise UsageError("less than one attempt", "max-poll-attempts", "say 1 or more")

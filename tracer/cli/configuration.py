@@ -67,6 +67,8 @@ POD_DATA = (
     _setting("certificate-path", Text(), "Client certificate for the secure port, instead of a token.", "F"),
     _setting("private-key-path", Text(), "Its private key.", "F"),
     _setting("use-anonymous-authentication", Truth(), "Show the secure port neither."),
+    _setting("cri", Text(), "Ask the container runtime: auto, none or unix:///PATH.", "SOCKET"),
+    _setting("pods-api", Text(), "Ask the kubelet's Pods API: auto, none or unix:///PATH.", "SOCKET"),
     _setting(
         "node-name", Text(), "Name of this node, which the kubelet's certificate then has to bear.", "NAME",
         fallbacks=("MY_NODE_NAME", "NODE_NAME"),

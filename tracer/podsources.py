@@ -1,0 +1,289 @@
+"""The sources of pod data, started, joined with the index, and stood in for by one another.
+
+The Pods API is the first choice where its socket is there, since it pushes; while it fails the kubelet is asked over
+HTTP. The container runtime, where one is found, is asked beside either: it knows a container before its first process
+runs, and the lists know the pod.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from tracer.clock import boottime
+from tracer.identity.index import Index
+from tracer.model import Event, RuntimeContainer
+from tracer.settings import Settings
+
+if TYPE_CHECKING:
+    from tracer.errors import SourceError
+    from tracer.model import Pod
+    from tracer.sources.cri import CriContainer
+    from tracer.sources.cri_source import CriSource
+    from tracer.sources.kubelet import KubeletSource, PodFetch, SourceState
+    from tracer.sources.namespaces import Labels, NamespaceSource
+    from tracer.sources.pods_source import PodsApiSource
+
+Name = Literal["pods-api", "kubelet", "cri", "namespaces"]
+_log = logging.getLogger("podtracer")
+
+
+class PodSources:
+    """Every source of pod data that the settings ask for.
+
+    ``lock`` guards the index; ``drain`` takes the kernel's news in before pod data is, so that births come first;
+    ``publish`` gets the events that come of it, and ``on_change`` is called with the lock held after each. ``on_first``
+    is called once, when each source has answered or failed for the first time. ``warn`` and ``note`` get sentences for
+    people.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        index: Index,
+        *,
+        lock: threading.RLock,
+        drain: Callable[[], None],
+        publish: Callable[[list[Event]], None],
+        on_change: Callable[[], None],
+        on_first: Callable[[], None],
+        warn: Callable[[str], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._index = index
+        self._lock = lock
+        self._drain = drain
+        self._publish = publish
+        self._after_change = on_change
+        self._on_first = on_first
+        self._warn = warn
+        self._note = note
+        self._changing = threading.Lock()
+        self._stopped = False
+        self._kubelet: KubeletSource | None = None
+        self._pods_api: PodsApiSource | None = None
+        self._cri: CriSource | None = None
+        self._namespaces: NamespaceSource | None = None
+        self._silent: set[Name] = set()
+
+    def start(self) -> None:
+        """Starts what there is. Raises ``UsageError`` for an endpoint that is none."""
+        cri, pods_api = self._find_cri(), self._find_pods_api()
+        kubelet = self._settings.kubelet != "none"
+        waited: dict[Name, bool] = {"cri": cri is not None, "pods-api": pods_api is not None}
+        waited["kubelet"] = kubelet and pods_api is None
+        waited["namespaces"] = kubelet and self._settings.enable_namespace_labels
+        self._silent = {name for name, is_asked in waited.items() if is_asked}
+        if not self._silent:
+            self._on_first()
+        if waited["namespaces"]:
+            self._start_namespaces()
+        if pods_api is not None:
+            self._start_pods_api(pods_api)
+        elif kubelet:
+            self._start_kubelet()
+        if cri is not None:
+            self._start_cri(cri)
+
+    def stop(self) -> None:
+        """Ends all of them; within about a second each."""
+        with self._changing:
+            self._stopped = True
+            sources = (self._kubelet, self._pods_api, self._cri, self._namespaces)
+            self._kubelet = self._pods_api = self._cri = self._namespaces = None
+        for source in sources:
+            if source is not None:
+                source.stop()
+
+    @property
+    def states(self) -> dict[Name, SourceState]:
+        """The state of each source that is in use."""
+        named: tuple[tuple[Name, KubeletSource | PodsApiSource | CriSource | None], ...] = (
+            ("pods-api", self._pods_api),
+            ("kubelet", self._kubelet),
+            ("cri", self._cri),
+        )
+        return {name: source.state for name, source in named if source is not None}
+
+    def pass_wants(self) -> None:
+        """Tells the sources which containers nobody knows, and which are no longer wanted. Without the lock held."""
+        with self._lock:
+            wanted, settled = self._index.take_wants()
+        for source in (self._cri, self._kubelet):
+            if source is not None:
+                for container_id in wanted:
+                    source.want(container_id)
+                for container_id in settled:
+                    source.settle(container_id)
+
+    # ---- starting each ----
+
+    def _start_kubelet(self) -> None:
+        from tracer.sources.finding import choose
+        from tracer.sources.kubelet import KubeletClient, KubeletSource
+
+        choice = choose(self._settings)
+        if choice.note is not None:
+            self._note(choice.note)
+        source = KubeletSource(
+            KubeletClient(choice.endpoint, reload_interval=self._settings.reload_interval),
+            interval_s=self._settings.refresh_interval,
+            on_pods=partial(self._on_pods, "kubelet"),
+            on_state=partial(self._on_state, "kubelet"),
+        )
+        with self._changing:
+            if self._stopped or self._kubelet is not None:
+                return
+            self._kubelet = source
+        source.start()
+
+    def _end_kubelet(self) -> None:
+        with self._changing:
+            source, self._kubelet = self._kubelet, None
+        if source is not None:
+            source.stop()
+
+    def _find_pods_api(self) -> str | None:
+        from tracer.sources.cri import find_endpoint
+        from tracer.sources.pods_api import SOCKET
+
+        asked = self._settings.pods_api
+        if asked == "none" or self._settings.kubelet == "none":
+            return None
+        return find_endpoint((SOCKET,)) if asked == "auto" else asked
+
+    def _start_pods_api(self, endpoint: str) -> None:
+        from tracer.sources.pods_api import PodsApiClient
+        from tracer.sources.pods_source import PodsApiSource
+
+        self._pods_api = PodsApiSource(
+            PodsApiClient(endpoint),
+            interval_s=self._settings.refresh_interval,
+            on_pods=partial(self._on_pods, "pods-api"),
+            on_change=self._on_change,
+            on_delete=self._on_delete,
+            on_state=partial(self._on_state, "pods-api"),
+        )
+        self._pods_api.start()
+
+    def _find_cri(self) -> str | None:
+        from tracer.sources.cri import find_endpoint
+
+        asked = self._settings.cri
+        if asked == "none":
+            return None
+        return find_endpoint() if asked == "auto" else asked
+
+    def _start_cri(self, endpoint: str) -> None:
+        from tracer.sources.cri import CriClient
+        from tracer.sources.cri_source import CriSource
+
+        self._cri = CriSource(
+            CriClient(endpoint),
+            interval_s=self._settings.refresh_interval,
+            on_container=self._on_container,
+            on_sandbox=self._on_sandbox,
+            on_state=partial(self._on_state, "cri"),
+        )
+        self._cri.start()
+
+    def _start_namespaces(self) -> None:
+        from tracer.sources.namespaces import NamespaceClient, NamespaceSource
+
+        self._namespaces = NamespaceSource(
+            NamespaceClient(reload_interval=self._settings.reload_interval),
+            interval_s=self._settings.refresh_interval,
+            max_stale_s=self._settings.pods_max_stale,
+            on_labels=self._on_namespaces,
+            on_failure=self._on_namespaces_state,
+        )
+        self._namespaces.start()
+
+    # ---- what they tell ----
+
+    def _apply(self, change: Callable[[int], list[Event]]) -> None:
+        with self._lock:
+            self._drain()
+            self._publish(change(boottime()))
+            self._after_change()
+            namespaces = self._index.pod_namespaces
+        self.pass_wants()
+        if self._namespaces is not None:
+            self._namespaces.want(namespaces)
+            if not namespaces:
+                self._heard("namespaces")  # there is nothing to wait for
+
+    def _on_pods(self, name: Name, fetch: PodFetch) -> None:
+        pods, complete = fetch.pods.pods, not fetch.pods.skipped
+        self._apply(lambda now: self._index.pods(pods, fetch.started, complete=complete, source=name, now=now))
+        self._tell_disputes()
+        self._heard(name)
+
+    def _on_change(self, pod: Pod, at: int) -> None:
+        self._apply(lambda now: self._index.pod_changed(pod, at, now))
+
+    def _on_delete(self, pod_uid: str, at: int) -> None:
+        self._apply(lambda now: self._index.pod_deleted(pod_uid, at, now))
+
+    def _on_container(self, container_id: str, found: CriContainer | None) -> None:
+        if found is None or found.image is None:
+            return  # asked for again while it is wanted
+        record = RuntimeContainer(
+            container_id,
+            found.name,
+            found.pod_namespace,
+            found.pod_name,
+            found.pod_uid,
+            found.image,
+            found.image_id,
+            found.created_at,
+            found.at,
+        )
+        self._apply(lambda now: self._index.container(record, now))
+
+    def _on_sandbox(self, container_id: str) -> None:
+        self._apply(lambda now: self._index.sandbox(container_id, now))
+
+    def _on_namespaces(self, labels: Labels) -> None:
+        self._apply(lambda now: self._index.namespaces(labels, now))
+        self._heard("namespaces")
+
+    def _on_namespaces_state(self, error: SourceError | None) -> None:
+        if error is None:
+            self._warn("the API server tells the labels of all namespaces again")
+            return
+        hint = f" (hint: {error.hint})" if error.hint else ""
+        self._warn(f"{error}; identities without the labels of their namespace stay pending{hint}")
+        self._heard("namespaces")
+
+    def _on_state(self, name: Name, state: SourceState) -> None:
+        if state.error is not None:
+            kept = "what was known stays" if state.last_success else "identities stay pending"
+            self._warn(f"{state.error}; {kept}" + (f" (hint: {state.error.hint})" if state.error.hint else ""))
+        elif state.failures:
+            self._warn(f"{name} answers again ({state.fetches} requests, {state.failures} failed)")
+        if name == "pods-api":
+            if state.error is None:
+                self._end_kubelet()
+            else:
+                self._start_kubelet()
+        self._heard(name)
+
+    def _heard(self, name: Name) -> None:
+        with self._changing:
+            if name not in self._silent:
+                return
+            self._silent.discard(name)
+            is_first = not self._silent
+        if is_first:
+            self._on_first()
+
+    def _tell_disputes(self) -> None:
+        with self._lock:
+            disputes = self._index.take_disputes()
+        for text in disputes:
+            _log.error("%s", text)
