@@ -9,9 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.machine import hierarchies
+from tests.waiting import SLOW
+
 CONTAINER_TOOLS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox")
 CLUSTER_TOOLS = (*CONTAINER_TOOLS, "go", "openssl", "ip")
 CLUSTER_TIMEOUT = 1800  # seconds; the first run builds Kubernetes
+MOUNTED = {"v1": "cgroup", "v2": "cgroup2"}
 
 
 def require(condition: object, reason: str) -> None:
@@ -29,6 +33,10 @@ def lacking(marker: str) -> Iterator[str]:
         yield "needs root"
     if marker == "root" and importlib.util.find_spec("bcc") is None:
         yield "needs bcc (python3-bpfcc)"
+    if marker in ("v1", "v2") and MOUNTED[marker] not in hierarchies().values():
+        yield f"needs a {marker} hierarchy"
+    if marker == "several" and len(hierarchies()) < 2:
+        yield "needs several cgroup hierarchies"
     for tool in {"container": CONTAINER_TOOLS, "cluster": CLUSTER_TOOLS}.get(marker, ()):
         if shutil.which(tool) is None:
             yield f"needs {tool}"
@@ -42,8 +50,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             require(False, reason)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests on the cluster the time that building and starting it may take."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests on the cluster the time that building and starting it may take; all more of it where it is slow."""
     for item in items:
         if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(CLUSTER_TIMEOUT))
+        if SLOW > 1:
+            marker = item.get_closest_marker("timeout")
+            usual = marker.args[0] if marker else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(usual * SLOW), append=False)

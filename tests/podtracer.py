@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.waiting import until
+from tests.waiting import SLOW, until
 
 COMMAND = [sys.executable, "-m", "tracer.cli.main"]
 
@@ -50,7 +50,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._child.send_signal(signal.SIGINT)
         try:
-            code = self._child.wait(20)
+            code = self._child.wait(20 * SLOW)
         finally:
             self._child.kill()
         self._reader.join(10)
@@ -65,7 +65,12 @@ class Watch:
 def podtracer(*words: str | int) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     return subprocess.run(
-        [*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ)
+        [*COMMAND, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120 * SLOW,
+        check=False,
+        env=dict(os.environ),
     )
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
+# How many times longer things may take than on a machine of one's own: in a virtual machine by software emulation.
+SLOW = float(os.environ.get("PODTRACER_TEST_SLOW") or 1)
+
 
 def until(predicate: Callable[[], T], timeout: float, what: str, *, interval: float = 0.01) -> T:
     """Call ``predicate`` until it returns something true, and return that.
 
     ``what`` finishes the sentence "waited … s for", which is what a failure says; ``timeout`` and
-    ``interval`` are seconds. An ``AssertionError`` from the predicate counts as "not yet", and becomes
-    the cause of the failure. Raises ``TimeoutError``.
+    ``interval`` are seconds, the first of them on a machine that is not ``SLOW``. An ``AssertionError`` from
+    the predicate counts as "not yet", and becomes the cause of the failure. Raises ``TimeoutError``.
     """
+    timeout *= SLOW
     deadline = time.monotonic() + timeout
     while True:
         cause = None

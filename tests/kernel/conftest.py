@@ -37,7 +37,7 @@ def lab(lab_binary: Path) -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
-    """The programs, attached and following the v2 hierarchy, for all tests of a module."""
+    """The programs, attached and following the best hierarchy, v2 if it is there, for all tests of a module."""
     attached = Kernel()
     yield attached
     attached.close()
@@ -45,12 +45,14 @@ def kernel() -> Iterator[Kernel]:
 
 @pytest.fixture
 def make_cgroup(kernel: Kernel) -> Iterator[MakeCgroup]:
-    """Makes cgroups below one of the test's own, by relative path; ``hierarchy`` as in ``Kernel.mounts``."""
+    """Makes cgroups below one of the test's own, by relative path; ``hierarchy`` as in ``Kernel.mounts``, else the one
+    that is followed."""
     top = f"/podtracer-test-{os.getpid()}"
     made: list[Cgroup] = []
 
-    def make(name: str, hierarchy: str = "v2") -> Cgroup:
-        cgroup = Cgroup(kernel.mounts[hierarchy], f"{top}/{name}")
+    def make(name: str, hierarchy: str | None = None) -> Cgroup:
+        mount = kernel.mounts[hierarchy] if hierarchy else kernel.mount
+        cgroup = Cgroup(mount, f"{top}/{name}")
         made.append(cgroup)
         return cgroup
 

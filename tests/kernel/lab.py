@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.waiting import until
-from tracer.kernel import cgroupfs
+from tests.waiting import SLOW, until
+from tracer.kernel import bpf, cgroupfs, procfs
 from tracer.kernel.cgroupfs import Mount
 from tracer.kernel.loader import Programs, sources
-from tracer.kernel.slots import Slot
+from tracer.kernel.slots import Slot, TableSlots
 from tracer.model import CgroupEvent, ProcessEvent
 
 BINARY = Path(__file__).with_name("lab.c")
+BPF_MAP_DELETE_ELEM = 3
 
 
 def compile_lab(folder: Path) -> Path:
-    """The helper program, statically linked so that it starts fast and runs in any container."""
+    """The helper program, statically linked so that it starts fast and runs in any container.
+
+    Where there is no compiler ``PODTRACER_TEST_LAB`` names one that was made elsewhere.
+    """
+    if made := os.environ.get("PODTRACER_TEST_LAB"):
+        return Path(made)
     out = folder / "lab"
     subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-static", "-pthread", "-o", out, BINARY], check=True, timeout=60)
     return out
@@ -50,7 +58,7 @@ class Helper:
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.close()
         try:
-            return self._child.wait(20)
+            return self._child.wait(20 * SLOW)
         finally:
             if self._child.returncode is None:
                 self._child.send_signal(signal.SIGKILL)
@@ -123,7 +131,7 @@ class Kernel:
         flags: Sequence[str] = (),
         source_dir: Path | None = None,
         force: Sequence[str] = (),
-        hierarchy: str = "v2",
+        hierarchy: str | None = None,
         all_births: bool = False,
         all_moves: bool = False,
     ) -> None:
@@ -136,7 +144,9 @@ class Kernel:
                 "/sys/fs/cgroup", "/proc", self.programs.controllers, header.hierarchies if header else None
             )
         }
-        self.mount = self.mounts[hierarchy]
+        # The best first, as the tracer takes it; what else there is comes after.
+        self.mount = self.mounts[hierarchy] if hierarchy else next(iter(self.mounts.values()))
+        self.elsewhere = next((name for name, mount in self.mounts.items() if mount is not self.mount), None)
         self.programs.configure(
             hierarchy=self.mount.info,
             ns_level=0,
@@ -156,6 +166,10 @@ class Kernel:
     def slot(self, pid: int) -> Slot | None:
         """The process's slot."""
         return self.programs.slots.read(pid)
+
+    def tells(self, ino: int, pid: int) -> bool:
+        """Whether this is what tells the process from all others that had its PID."""
+        return tells(ino, pid, pidfs=self.programs.features.pidfs)
 
     def records(self, pid: int | None = None) -> list[ProcessEvent]:
         """The unread records, of one PID perhaps."""
@@ -188,6 +202,27 @@ def mutated(folder: Path, *changes: tuple[str, str]) -> Path:
         text = text.replace(old, new)
     program.write_text(text)
     return copy
+
+
+def tells(ino: int, pid: int, *, pidfs: bool) -> bool:
+    """Whether the number tells the living process from others of its PID: its pidfd's inode, or, before pidfs, its
+    start time, which ``/proc`` has to the tick."""
+    if pidfs:
+        return ino == pidfd_inode(pid)
+    seen = procfs.stat("/proc", pid)
+    return seen is not None and seen.start <= ino < seen.start + 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def empty_slot(programs: Programs, pid: int) -> None:
+    """Leaves a living process without a slot, as a lost update of a full table does."""
+    if isinstance(programs.slots, TableSlots):
+        # A sweep that believes everyone alive but this one empties just its slot.
+        found = programs.read_iterator()
+        assert found is not None
+        assert programs.slots.sweep({record[1]: record[6] for record in found[1] if record[1] != pid}) >= 1
+    else:
+        key = ctypes.c_uint32(pid)
+        bpf._bpf(BPF_MAP_DELETE_ELEM, struct.pack("<IIQ", programs._fds["map:spill"], 0, ctypes.addressof(key)))
 
 
 def pidfd_inode(pid: int) -> int:

@@ -55,18 +55,20 @@ def test_a_path_longer_than_the_kernels_buffer_is_whole(kernel: Kernel, make_cgr
     assert chain[-1][0] == deep.id
 
 
+@pytest.mark.several
 def test_births_elsewhere_are_told_only_while_asked_for(make_cgroup: MakeCgroup) -> None:
     """A birth on another hierarchy is told while all births are asked for, with that hierarchy's number."""
     with Kernel(all_births=True) as kernel:
-        elsewhere = make_cgroup("elsewhere", "pids")
+        elsewhere = make_cgroup("elsewhere", kernel.elsewhere)
         found = [event for event in kernel.births() if event.name == elsewhere.folder.name.encode()]
-        assert [event.hierarchy for event in found] == [kernel.mounts["pids"].info.hierarchy]
+        assert [event.hierarchy for event in found] == [elsewhere.mount.info.hierarchy]
         assert found[0].id == elsewhere.id
     with Kernel(all_births=False) as kernel:
-        make_cgroup("elsewhere-again", "pids")
+        make_cgroup("elsewhere-again", kernel.elsewhere)
         assert [event for event in kernel.births() if event.name == b"elsewhere-again"] == []
 
 
+@pytest.mark.v1
 def test_a_rename_moves_the_subtree(make_cgroup: MakeCgroup) -> None:
     """Renaming a v1 cgroup is told, and the paths of all cgroups below it follow."""
     with Kernel(hierarchy="pids") as kernel:
@@ -135,14 +137,12 @@ def test_mountinfo_names_what_is_mounted_below_a_folder() -> None:
 
 def test_a_move_is_told_by_whoever_makes_it(kernel: Kernel, make_cgroup: MakeCgroup, lab: Run) -> None:
     """A process moved by another one is in its new cgroup at once, and the record names mover's target and the cgroup
-    left behind; a move on another hierarchy is no news."""
+    left behind."""
     here, there = make_cgroup("here"), make_cgroup("there")
-    elsewhere = make_cgroup("elsewhere", "pids")
     helper = lab("pause")
     here.add(helper.pid)
     kernel.records()
     there.add(helper.pid)
-    elsewhere.add(helper.pid)
     slot = kernel.slot(helper.pid)
     assert slot is not None
     assert slot.cgroup == there.id
@@ -163,19 +163,25 @@ def test_a_process_with_a_dead_leader_moves(kernel: Kernel, make_cgroup: MakeCgr
     assert slot.cgroup == cgroup.id
 
 
+@pytest.mark.several
 def test_moves_elsewhere_are_told_only_while_asked_for(make_cgroup: MakeCgroup, lab: Run) -> None:
-    """A move on another hierarchy is told while all moves are asked for, with that hierarchy's number, and leaves the
-    slot as it was."""
-    elsewhere = make_cgroup("elsewhere", "pids")
+    """A move on another hierarchy is no news, unless all moves are asked for: then it is told with that hierarchy's
+    number, and leaves the slot as it was."""
     helper = lab("pause")
+    with Kernel() as kernel:
+        elsewhere = make_cgroup("elsewhere", kernel.elsewhere)
+        kernel.scan()
+        elsewhere.add(helper.pid)
+        assert kernel.records(helper.pid) == []
     with Kernel(all_moves=True) as kernel:
+        elsewhere = make_cgroup("elsewhere-again", kernel.elsewhere)
         kernel.scan()
         before = kernel.slot(helper.pid)
         elsewhere.add(helper.pid)
         (move,) = kernel.records(helper.pid)
         assert (move.kind, move.hierarchy, move.cgroup) == (
             ProcessEventKind.ATTACH,
-            kernel.mounts["pids"].info.hierarchy,
+            elsewhere.mount.info.hierarchy,
             elsewhere.id,
         )
         assert kernel.slot(helper.pid) == before

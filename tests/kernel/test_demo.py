@@ -19,9 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import require
 from tests.machine import hierarchies
-from tests.waiting import until
+from tests.waiting import SLOW, until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -117,7 +116,7 @@ class Demo:
     def close(self) -> None:
         """Ends it where a test failed to."""
         self.child.kill()
-        self.child.communicate(timeout=20)
+        self.child.communicate(timeout=20 * SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -182,20 +181,21 @@ def test_every_process_is_shown_as_what_the_demos_kubelet_lists(demo: Any, tmp_p
 def test_filters_and_limits_are_those_of_watch(demo: Any) -> None:
     running = demo("-o", "json", "--no-snapshot", "-n", "payments", "-l", "app=ledger", "--count", "3")
     shown = [record for record in running.records() if "pid" in record]
-    assert running.child.wait(20) == 0
+    assert running.child.wait(20 * SLOW) == 0
     assert {(record["namespace"], record["container"]) for record in shown} == {("payments", "db")}
     assert len(shown) == 3
     running.leaves_nothing()
 
 
-@pytest.mark.parametrize("kind", ["cgroup", "cgroup2"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("cgroup", marks=pytest.mark.v1), pytest.param("cgroup2", marks=pytest.mark.v2)]
+)
 def test_it_runs_on_either_kind_of_hierarchy(demo: Any, kind: str) -> None:
-    root = next((root for root, found in hierarchies().items() if found == kind and root.name != "systemd"), None)
-    require(root, f"no {kind} hierarchy is mounted")
+    root = next(root for root, found in hierarchies().items() if found == kind and root.name != "systemd")
     running = demo("-o", "json", "--cgroupfs", str(root), "--no-snapshot", "-c", "web", "--count", "3")
     cgroups = running.cgroups()
     assert [record["comm"] for record in running.records() if "pid" in record] == ["web", "render", "render"]
-    assert running.child.wait(30) == 0
+    assert running.child.wait(30 * SLOW) == 0
     assert cgroups == [root / f"podtracer-demo-{running.child.pid}"]
     running.leaves_nothing()
 
@@ -206,9 +206,9 @@ def test_when_its_pods_end_too_early_it_says_so_and_goes_on(demo: Any) -> None:
     (stage,) = Path(f"/proc/{running.child.pid}/task/{running.child.pid}/children").read_text().split()
     os.kill(int(stage), signal.SIGKILL)
     assert running.child.stderr.readline().startswith("warning: the demo's pods have ended")
-    assert {"event": "exit", "signal": 9}.items() <= next(r for r in running.records() if r["comm"] == "pause").items()
+    assert any(record.get("signal") == 9 for record in running.records())
     running.child.send_signal(signal.SIGTERM)
-    assert running.child.wait(20) == 0
+    assert running.child.wait(20 * SLOW) == 0
     running.leaves_nothing()
 
 
@@ -219,7 +219,7 @@ def test_a_signal_ends_it_and_nothing_is_left(demo: Any, number: signal.Signals)
     assert len(running.processes()) > 8
     assert len(running.cgroups()) == 1
     running.child.send_signal(number)
-    assert running.child.wait(20) == 0
+    assert running.child.wait(20 * SLOW) == 0
     running.leaves_nothing()
 
 
@@ -236,11 +236,11 @@ def test_a_killed_demo_takes_its_processes_along_and_the_next_one_removes_its_cg
     killed = demo("-o", "json")
     killed.await_watch()
     killed.child.kill()
-    killed.child.wait(20)
+    killed.child.wait(20 * SLOW)
     until(lambda: not killed.processes(), 10, "the processes of a killed demo to end")
     assert len(killed.cgroups()) == 1
     following = demo("-o", "json", "--duration", "10ms")
-    assert following.child.wait(20) == 0
+    assert following.child.wait(20 * SLOW) == 0
     following.leaves_nothing()
     killed.leaves_nothing()
 
@@ -250,12 +250,12 @@ def test_two_demos_do_not_mind_each_other(demo: Any) -> None:
     one.await_watch()
     other = demo("-o", "json", "--count", "1")
     assert all(str(other.child.pid) in record["cgroup"] for record in other.records() if "pid" in record)
-    assert other.child.wait(20) == 0
+    assert other.child.wait(20 * SLOW) == 0
     other.leaves_nothing()
     assert one.listed()
     assert len(one.cgroups()) == 1
     one.child.send_signal(signal.SIGINT)
-    assert one.child.wait(20) == 0
+    assert one.child.wait(20 * SLOW) == 0
     one.leaves_nothing()
 
 
@@ -263,7 +263,7 @@ def test_a_reader_that_goes_ends_it(demo: Any) -> None:
     running = demo("-o", "json")
     running.child.stdout.readline()
     running.child.stdout.close()
-    assert running.child.wait(20) == 0
+    assert running.child.wait(20 * SLOW) == 0
     assert running.child.stderr.read() == ""
     running.leaves_nothing()
 
@@ -271,7 +271,7 @@ def test_a_reader_that_goes_ends_it(demo: Any) -> None:
 def test_a_full_disk_is_an_error_that_leaves_nothing(demo: Any) -> None:
     with open("/dev/full", "w") as full:
         running = demo(stdout=full)
-    assert running.child.wait(20) == 70
+    assert running.child.wait(20 * SLOW) == 70
     assert "cannot be written" in running.child.stderr.read()
     running.leaves_nothing()
 
@@ -279,7 +279,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(demo: Any) -> None:
 def test_without_capabilities_it_says_what_watch_says() -> None:
     bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", str(PODTRACER)]
     watch, demo = (
-        subprocess.run([*bare, name, "--standalone"], capture_output=True, text=True, timeout=60)
+        subprocess.run([*bare, name, "--standalone"], capture_output=True, text=True, timeout=60 * SLOW)
         for name in ("watch", "demo")
     )
     assert (demo.returncode, demo.stderr) == (77, watch.stderr)

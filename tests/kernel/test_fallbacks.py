@@ -13,6 +13,7 @@ from tests.node import FakePod, listing
 from tests.waiting import until
 from tracer import Tracer
 from tracer.errors import UsageError
+from tracer.kernel import btf
 from tracer.kernel.loader import forced
 from tracer.model import Event, State
 from tracer.settings import Settings
@@ -38,7 +39,7 @@ def test_every_way_gives_the_same_answers(ways: str, monkeypatch: pytest.MonkeyP
         features = tracer.features
         assert (features.no_table == "forced") == ("hash" in ways)
         assert (features.no_iterator == "forced") == ("procfs" in ways)
-        assert features.pidfs == ("starttime" not in ways)
+        assert features.pidfs == ("starttime" not in ways and "O_PID_INO" in btf.macros(btf.read()))
         assert tracer._feed is not None
         cgroup = Cgroup(tracer._feed.mount, pod.cgroup())
         try:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
 from tests.kernel.conftest import Run
 from tests.kernel.lab import Cgroup
 from tests.machine import hierarchies
@@ -22,14 +21,8 @@ from tracer.scout import first_choice
 from tracer.settings import Settings
 from tracer.sources.replay import ReplayKubelet
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.v1, pytest.mark.v2]
 V1, V2 = "pids", "v2"
-
-
-@pytest.fixture(autouse=True)
-def _hybrid() -> None:
-    kinds = hierarchies()
-    require({"cgroup", "cgroup2"} <= set(kinds.values()), "needs a hybrid host, with v1 and v2 hierarchies")
 
 
 def _mounts() -> dict[str, Mount]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.machine import hierarchies
 from tests.node import FakePod, listing
-from tests.waiting import until
+from tests.waiting import SLOW, until
 from tracer import Tracer
 from tracer.errors import MissingError, PermissionMissing
 from tracer.kernel import btf, machine
@@ -29,7 +29,7 @@ def _podtracer(*words: str, prefix: tuple[str, ...] = (), **environment: str) ->
         [*prefix, *COMMAND, *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * SLOW,
         check=False,
         env={**os.environ, **environment},
     )
@@ -130,6 +130,8 @@ def limited() -> Iterator[Path]:
     roots = {kind: root for root, kind in hierarchies().items() if kind == "cgroup2" or root.name == "memory"}
     v1 = "cgroup" in roots
     folder = roots["cgroup" if v1 else "cgroup2"] / f"podtracer-test-memory-{os.getpid()}"
+    if not v1:
+        (folder.parent / "cgroup.subtree_control").write_text("+memory")
     folder.mkdir()
     (folder / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(64 << 20))
     yield folder
@@ -191,7 +193,7 @@ def test_a_watch_stays_small_with_the_largest_pid_max() -> None:
             status = Path(f"/proc/{watch.pid}/status").read_text()
             watch.terminate()
             watch.stdout.read()
-            assert watch.wait(10) == 0
+            assert watch.wait(10 * SLOW) == 0
             watch.stdout.close()
     finally:
         path.write_text(before)

@@ -8,37 +8,40 @@ import sys
 
 import pytest
 
+from tests.waiting import SLOW
+
 pytestmark = pytest.mark.root
 
 # Runs as init of a child PID namespace: numbers of processes are small there, and other in the initial namespace.
 INSIDE = """
-import json, os, subprocess, time
+import json, os, subprocess
+from tests.kernel.lab import tells
+from tests.waiting import until
 from tracer import Tracer
 from tracer.settings import Settings
-
-def inode(pid):
-    fd = os.pidfd_open(pid)
-    try:
-        return os.fstat(fd).st_ino
-    finally:
-        os.close(fd)
 
 early = subprocess.Popen(["sleep", "100"])
 with Tracer(Settings(kubelet="none")) as tracer, tracer.watch() as watch:
     late = subprocess.Popen(["sleep", "100"])
     found = {}
     for name, pid in (("init", os.getpid()), ("early", early.pid), ("late", late.pid)):
+        def execed():
+            identity = tracer.lookup(pid)
+            return name == "init" or tracer._index.processes[pid].process.comm == "sleep"
+        until(execed, 10, "the exec")  # the end of Popen comes before its record
         identity = tracer.lookup(pid)
         known = tracer._index.processes[pid].process
-        found[name] = [pid, identity.state, identity.key.ino == inode(pid), known.ppid, known.comm]
+        right = tells(identity.key.ino, pid, pidfs=tracer.features.pidfs)
+        found[name] = [pid, identity.state, right, known.ppid, known.comm]
     late.kill(); late.wait()
     found["gone"] = tracer.lookup(late.pid).state
-    deadline = time.monotonic() + 10
     events = []
-    while time.monotonic() < deadline and ["exit", late.pid] not in events:
-        event = watch.next(1)
-        if event is not None and event.identity is not None:
-            events.append([event.event, event.identity.key.pid])
+    def ended():
+        while (event := watch.next(0)) is not None:
+            if event.identity is not None:
+                events.append([event.event, event.identity.key.pid])
+        return ["exit", late.pid] in events
+    until(ended, 10, "the exit")
     found["pids"] = sorted({pid for _, pid in events})
     found["late"].append([kind for kind, pid in events if pid == late.pid])
     found["level"] = tracer._feed.header.ns_level
@@ -56,7 +59,7 @@ def test_a_tracer_in_a_child_namespace_speaks_its_numbers() -> None:
             ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", INSIDE],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=60 * SLOW,
             check=False,
         )
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import MakeCgroup, Run
-from tests.kernel.lab import Kernel, pidfd_inode
+from tests.kernel.lab import Kernel
 from tests.waiting import until
 from tracer.model import ProcessEvent, ProcessEventKind
 
@@ -34,14 +34,17 @@ def _kinds(events: list[ProcessEvent], pid: int) -> list[int]:
 
 
 def test_a_process_is_told_from_fork_to_exit(kernel: Kernel) -> None:
-    """fork, exec and exit each give one record, all with the inode of the process's pidfd, its parent and status."""
+    """fork, exec and exit each give one record, all with what tells the process from others of its PID, its
+    parent and status."""
     child = subprocess.Popen(["/bin/sh", "-c", "read x; exit 7"], stdin=subprocess.PIPE)
-    ino = pidfd_inode(child.pid)
+    slot = kernel.slot(child.pid)
+    assert slot is not None
+    assert kernel.tells(slot.ino, child.pid)
     child.communicate(b"\n", timeout=10)
     events = _collect(kernel, lambda e: EXIT in _kinds(e, child.pid), "the exit record")
     mine = [event for event in events if event.pid == child.pid]
     assert [event.kind for event in mine] == [FORK, EXEC, EXIT]
-    assert {event.ino for event in mine} == {ino}
+    assert {event.ino for event in mine} == {slot.ino}
     assert {event.ppid for event in mine} == {os.getpid()}
     assert mine[1].comm.rstrip(b"\0") == b"sh"
     assert mine[2].arg == 7 << 8
@@ -49,11 +52,11 @@ def test_a_process_is_told_from_fork_to_exit(kernel: Kernel) -> None:
 
 
 def test_a_slot_is_there_from_fork_to_exit(kernel: Kernel, lab: Run) -> None:
-    """A living process has a slot with its inode and cgroup; once it was waited for there is none."""
+    """A living process has a slot with what tells it from others; once it was waited for there is none."""
     helper = lab("pause")
     slot = kernel.slot(helper.pid)
     assert slot is not None
-    assert slot.ino == pidfd_inode(helper.pid)
+    assert kernel.tells(slot.ino, helper.pid)
     assert slot.hierarchy == kernel.mount.info.hierarchy
     helper.finish()
     assert kernel.slot(helper.pid) is None
@@ -67,9 +70,10 @@ def test_a_vforked_child_is_told_like_any_other(kernel: Kernel, lab: Run) -> Non
     assert _kinds(events, pid) == [FORK, EXEC]
     slot = kernel.slot(pid)
     assert slot is not None
-    assert slot.ino == pidfd_inode(pid)
+    assert kernel.tells(slot.ino, pid)
 
 
+@pytest.mark.v2
 def test_a_child_born_into_a_cgroup_is_there_from_its_first_record(
     kernel: Kernel, make_cgroup: MakeCgroup, lab: Run
 ) -> None:
@@ -102,10 +106,10 @@ def test_an_exec_by_a_thread_keeps_the_process(kernel: Kernel, lab: Run) -> None
     helper = lab("thread-exec")
     events = _collect(kernel, lambda e: _kinds(e, helper.pid).count(EXEC) == 2, "the thread's exec")
     assert _kinds(events, helper.pid) == [FORK, EXEC, EXEC]
-    assert {event.ino for event in events if event.pid == helper.pid} == {pidfd_inode(helper.pid)}
     slot = kernel.slot(helper.pid)
     assert slot is not None
-    assert slot.ino == pidfd_inode(helper.pid)
+    assert {event.ino for event in events if event.pid == helper.pid} == {slot.ino}
+    assert kernel.tells(slot.ino, helper.pid)
 
 
 def test_a_dead_leader_is_no_exit(kernel: Kernel, lab: Run) -> None:
@@ -150,7 +154,7 @@ def test_the_iterator_finds_what_ran_before(kernel: Kernel, lab: Run) -> None:
     assert corpse not in found
     assert kernel.slot(corpse) is None
     for pid in (dead_leader.pid, plain.pid):
-        assert found[pid].ino == pidfd_inode(pid)
+        assert kernel.tells(found[pid].ino, pid)
         slot = kernel.slot(pid)
         assert slot is not None
         assert slot.ino == found[pid].ino
@@ -158,6 +162,7 @@ def test_the_iterator_finds_what_ran_before(kernel: Kernel, lab: Run) -> None:
     assert found.keys() & threads == {dead_leader.pid}
 
 
+@pytest.mark.v1
 def test_a_dead_leader_is_where_its_threads_are(make_cgroup: MakeCgroup, lab: Run) -> None:
     """A process whose leader is dead is found by a scan in the cgroup that its threads were moved to, on v1 too,
     where /proc says "/" of the leader."""

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import Run
-from tests.kernel.lab import Cgroup, Helper, pidfd_inode
+from tests.kernel.lab import Cgroup, Helper, empty_slot, tells
 from tests.node import FakePod, listing
-from tests.waiting import until
+from tests.waiting import SLOW, until
 from tracer import Tracer
 from tracer.kernel.wire import PROCESS, PROCESS_RING_PAGES
 from tracer.model import Event, State
@@ -140,7 +140,7 @@ def test_a_nested_cgroup_named_after_another_pod_stays_its_own(node: Node, lab: 
 
 def test_a_pid_that_comes_back_is_somebody_else(node: Node, lab_binary: Path) -> None:
     """Of 200 processes that are given the same PID by force, in two pods in turn, each is answered as itself: the PID
-    came back, the inode never did, and the pidfd of an earlier one is gone."""
+    came back, what tells them apart never did, and the pidfd of an earlier one is gone."""
     cgroups = [(node.cgroup(CART.cgroup()), "cart-1"), (node.cgroup(VICTIM.cgroup()), "victim-1")]
     wanted, inodes, earlier = 20_000 + os.getpid() % 1000, set(), None
     for turn in range(200):
@@ -150,7 +150,7 @@ def test_a_pid_that_comes_back_is_somebody_else(node: Node, lab_binary: Path) ->
             cgroup.add(wanted)
             identity = node.tracer.lookup(wanted)
             assert identity.workload.pod == pod
-            assert identity.key.ino == pidfd_inode(wanted)
+            assert tells(identity.key.ino, wanted, pidfs=node.tracer.features.pidfs)
             inodes.add(identity.key.ino)
             if earlier is not None:
                 assert node.tracer.lookup_pidfd(earlier).state is State.GONE
@@ -169,7 +169,7 @@ def test_a_thread_is_answered_as_its_process(node: Node, lab: Run) -> None:
     (thread,) = {int(name) for name in os.listdir(f"/proc/{helper.pid}/task")} - {helper.pid}
     identity = node.tracer.lookup(thread)
     assert (identity.key.pid, identity.asked) == (helper.pid, thread)
-    assert identity.key.ino == pidfd_inode(helper.pid)
+    assert tells(identity.key.ino, helper.pid, pidfs=node.tracer.features.pidfs)
 
 
 def test_numbers_that_nobody_has_are_gone(node: Node) -> None:
@@ -214,10 +214,7 @@ def test_a_slot_that_was_emptied_is_repaired(node: Node, lab: Run) -> None:
     assert node.tracer._feed is not None
     slots = node.tracer._feed.programs.slots
     before = node.tracer.counters()["repairs"]
-    # A sweep that believes nobody else alive than everyone but this one empties just its slot.
-    found = node.tracer._feed.programs.read_iterator()
-    assert found is not None
-    assert slots.sweep({record[1]: record[6] for record in found[1] if record[1] != helper.pid}) >= 1
+    empty_slot(node.tracer._feed.programs, helper.pid)
     assert node.tracer.lookup(helper.pid).workload.pod == "cart-1"
     assert node.tracer.counters()["repairs"] > before
     until(lambda: slots.read(helper.pid) is not None, 10, "the slot to be written again")
@@ -269,7 +266,7 @@ def test_a_birth_is_not_held_up_by_unread_forks(node: Node, lab: Run) -> None:
         watcher.join(20)
         took.append(seen[0])
         until(lambda: not feed.behind(), 20, "the backlog to be read")
-    assert min(took) <= 0.005, took
+    assert min(took) <= 0.005 * SLOW, took
 
 
 def _note_when(node: Node, cgroup: int, released: threading.Event, seen: list[float]) -> None:
