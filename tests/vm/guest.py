@@ -1,0 +1,135 @@
+"""Inside the virtual machine: says what was found here, runs the tests, and tells each result as soon as it is there.
+
+``python -m tests.vm.guest PORT`` writes a JSON object a line to the serial port: ``found``, ``collected``, ``started``
+and ``ended`` for each test, and ``finished``. A machine that stops on the way has told how far it came.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+
+SO_PEERPIDFD = 77
+
+
+def arguments(path: str = "/proc/cmdline") -> dict[str, str]:
+    """The kernel's command line: what it says to us."""
+    words = (word.partition("=") for word in Path(path).read_text().split())
+    return {key.removeprefix("podtracer."): value for key, _, value in words if key.startswith("podtracer.")}
+
+
+def _peer_pidfd() -> bool:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        try:
+            (fd,) = struct.unpack("i", ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4))
+        except OSError:
+            return False
+        os.close(fd)
+    return True
+
+
+def found() -> dict[str, Any]:
+    """Which kernel and user space this is, and which way the tracer takes here."""
+    facts: dict[str, Any] = {
+        "release": platform.release(),
+        "python": platform.python_version(),
+        "peer_pidfd": _peer_pidfd(),
+        "cpus": os.cpu_count(),
+        "pid_max": int(Path("/proc/sys/kernel/pid_max").read_text()),
+    }
+    try:
+        import bcc
+
+        from tracer.kernel import cgroupfs
+        from tracer.kernel.loader import Programs
+
+        facts["bcc"] = bcc.__version__
+        start = time.monotonic()
+        programs = Programs()
+        facts["seconds"] = round(time.monotonic() - start, 1)
+        header = programs.read_iterator()
+        mounts = cgroupfs.find_mounts(
+            "/sys/fs/cgroup", "/proc", programs.controllers, header[0].hierarchies if header else None
+        )
+        programs.attach()
+        features = programs.features
+        facts |= {
+            "no_table": features.no_table,
+            "no_iterator": features.no_iterator,
+            "pidfs": features.pidfs,
+            "missing_tracepoints": features.missing_tracepoints,
+            "hierarchies": [mount.name for mount in mounts],
+        }
+        programs.close()
+    except Exception as error:
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        facts["error"] = f"{type(error).__name__}: {error}\n{notes[-8000:]}"
+    return facts
+
+
+class Told:
+    """A pytest plugin that writes each test's outcome."""
+
+    def __init__(self, port: TextIO) -> None:
+        self._port = port
+        self._phases: list[pytest.TestReport] = []
+
+    def tell(self, **fields: Any) -> None:
+        """One line."""
+        self._port.write(json.dumps(fields) + "\n")
+        self._port.flush()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """All that will run."""
+        self.tell(collected=[item.nodeid for item in session.items])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Told before, so that a test which takes the machine down is known."""
+        self._phases = []
+        self.tell(started=nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keeps set-up, call and tear-down."""
+        self._phases.append(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """The worst of its phases is the test's outcome."""
+        outcome, text = "passed", ""
+        for report in self._phases:
+            if report.outcome != "passed":
+                outcome = report.outcome
+                text += f"[{report.when}]\n{report.longreprtext[-6000:]}\n"
+                text += "".join(f"-- {name} --\n{content[-2000:]}\n" for name, content in report.sections)
+        self.tell(
+            ended=nodeid, outcome=outcome, seconds=round(sum(r.duration for r in self._phases), 2), text=text.strip()
+        )
+
+
+def main() -> int:
+    """Runs the tests that the kernel's command line asks for."""
+    asked = arguments()
+    os.environ["PODTRACER_TEST_SLOW"] = asked.get("slow", "1")
+    os.environ["PODTRACER_TEST_REQUIRE"] = "1"
+    os.environ["PODTRACER_TEST_LAB"] = str(Path("tests/kernel/lab").resolve())
+    with open(sys.argv[1], "w", encoding="utf-8") as port:
+        told = Told(port)
+        told.tell(found=found())
+        words = asked.get("tests", "tests/kernel").split(",")
+        marks = " and ".join(["root", *(f"not {mark}" for mark in asked.get("without", "").split(",") if mark)])
+        code = pytest.main([*words, "-m", marks, "-p", "no:cacheprovider", "--tb=short", "-q"], plugins=[told])
+        told.tell(finished=int(code))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
