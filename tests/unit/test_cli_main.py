@@ -54,6 +54,13 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
         ("lookup 7 --mode parity", "parity is not there yet (mode)", "leave mode out, or say strict"),
         ("lookup 7 --refresh-interval 0", "0s is out of range (refresh-interval)",
          "say 0.1s or more, ten years at most"),
+        ("lookup 7 --kubelet-secure-port 1 --kubelet-read-only-port 2",
+         "two ports of the kubelet were given (kubelet-read-only-port, kubelet-secure-port)", "give one of them"),
+        ("lookup 7 --certificate-path c", "a client certificate without its key (certificate-path)",
+         "add --private-key-path"),
+        ("lookup 7 --private-key-path k", "a key without its client certificate (private-key-path)",
+         "add --certificate-path"),
+        ("lookup 7 --reload-interval 0", "0s is out of range (reload-interval)", "say 0.1s or more, ten years at most"),
         ("lookup 7 --color pink", "'pink' is not one of auto, always, never (--color)", "see podtracer lookup --help"),
     ],
 )  # fmt: skip
@@ -142,6 +149,17 @@ def test_the_node_name_comes_from_its_usual_variables_last(capsys: pytest.Captur
     assert shown(capsys, [], usual)["node-name"]["value"] == "a"
     assert shown(capsys, [], usual | {"PODTRACER_NODE_NAME": "c"})["node-name"]["value"] == "c"
     assert shown(capsys, ["--node-name", "d"], usual)["node-name"] == {"value": "d", "from": "flag"}
+
+
+def test_the_node_name_comes_from_the_variable_that_is_named_before_the_usual_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    environ = {"MY_NODE_NAME": "a", "NODE_NAME": "b", "NODE": "c"}
+    named = ["--node-name-env", "NODE"]
+    assert shown(capsys, named, environ)["node-name"] == {"value": "c", "from": "environment NODE"}
+    assert shown(capsys, [*named, "--node-name", "d"], environ)["node-name"]["value"] == "d"
+    assert shown(capsys, named, environ | {"PODTRACER_NODE_NAME": "e"})["node-name"]["value"] == "e"
+    assert shown(capsys, ["--node-name-env", "UNSET"], environ)["node-name"]["value"] == "a"
 
 
 def test_the_config_table_names_every_value_and_its_origin(capsys: pytest.CaptureFixture[str]) -> None:

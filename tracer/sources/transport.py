@@ -67,7 +67,7 @@ class _Line:
                 self.cut_because = None
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A connection, ready for HTTP. Raises OSError, which all errors of TLS are."""
+        """A connection, ready for HTTP, by the end of the time. Raises OSError, which all errors of TLS are."""
         error: OSError = TimeoutError("no time left")
         for family, kind, protocol, _, address in _resolve(host, port, self._end):
             sock = socket.socket(family, kind, protocol)
@@ -88,6 +88,7 @@ class _Line:
             sock.settimeout(max(0.001, self._end - time.monotonic()))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(address)
+            self._connected(sock)  # once more: what is not connected yet cannot be cut
             if self._tls is not None:
                 # The handshake comes later: the socket is another one now, and the watchdog has to know it.
                 name = self._tls.host_name
