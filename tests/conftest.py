@@ -37,6 +37,8 @@ def lacking(marker: str) -> Iterator[str]:
         yield f"needs a {marker} hierarchy"
     if marker == "several" and len(hierarchies()) < 2:
         yield "needs several cgroup hierarchies"
+    if marker == "smp" and (os.cpu_count() or 1) < 2:
+        yield "needs two CPUs"
     for tool in {"container": CONTAINER_TOOLS, "cluster": CLUSTER_TOOLS}.get(marker, ()):
         if shutil.which(tool) is None:
             yield f"needs {tool}"

@@ -35,12 +35,19 @@ def lab(lab_binary: Path) -> Iterator[Run]:
         helper.finish()
 
 
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[Kernel]:
-    """The programs, attached and following the best hierarchy, v2 if it is there, for all tests of a module."""
-    attached = Kernel()
-    yield attached
-    attached.close()
+@pytest.fixture(scope="session")
+def attached() -> Iterator[Kernel]:
+    """The programs, attached and following the best hierarchy, v2 if it is there, for all tests."""
+    with Kernel() as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def kernel(attached: Kernel) -> Kernel:
+    """The programs, attached, with all that earlier tests made of news read."""
+    attached.records()
+    attached.births()
+    return attached
 
 
 @pytest.fixture

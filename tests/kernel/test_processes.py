@@ -46,7 +46,7 @@ def test_a_process_is_told_from_fork_to_exit(kernel: Kernel) -> None:
     assert [event.kind for event in mine] == [FORK, EXEC, EXIT]
     assert {event.ino for event in mine} == {slot.ino}
     assert {event.ppid for event in mine} == {os.getpid()}
-    assert mine[1].comm.rstrip(b"\0") == b"sh"
+    assert mine[1].comm.partition(b"\0")[0] == b"sh"  # old kernels leave what was there behind the end
     assert mine[2].arg == 7 << 8
     assert mine[0].time < mine[1].time < mine[2].time
 
