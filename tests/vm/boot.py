@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STALL = 240.0  # seconds without a word after which a machine hangs
+STALL = 300.0  # seconds without a word after which a machine hangs
+# Nobody attacks it: what the kernel does against speculation and guessing is slow to emulate.
+KERNEL_ARGUMENTS = "console=ttyS0 rdinit=/init panic=-1 quiet mitigations=off nokaslr norandmaps"
 _TURN = 0.1
 
 
@@ -21,9 +22,30 @@ class Machine:
 
     kernel: Path
     initramfs: Path
-    arguments: Mapping[str, str]
+    arguments: Mapping[str, str] = field(default_factory=dict)
     cpus: int = 1
     memory: int = 3072  # MiB; the initramfs lies in it twice while it is unpacked
+
+    def command(self, console: Path, port: Path) -> list[str | Path]:
+        """qemu's command line."""
+        words = " ".join(f"podtracer.{name}={value}" for name, value in self.arguments.items())
+        options: dict[str, str | Path] = {
+            "machine": "q35",
+            "accel": "tcg,thread=multi",
+            "cpu": "max",
+            "smp": str(self.cpus),
+            "m": str(self.memory),
+            "display": "none",
+            "monitor": "none",
+            "nic": "none",
+            "kernel": self.kernel,
+            "initrd": self.initramfs,
+            "append": f"{KERNEL_ARGUMENTS} {words}",
+        }
+        command: list[str | Path] = ["qemu-system-x86_64", "-no-reboot"]
+        for name, value in options.items():
+            command += [f"-{name}", value]
+        return [*command, "-serial", f"file:{console}", "-serial", f"file:{port}"]
 
 
 class Running:
@@ -33,21 +55,8 @@ class Running:
         self.console = folder / "console"
         self._port = folder / "port"
         self._port.touch()
-        words = " ".join(f"podtracer.{name}={value}" for name, value in machine.arguments.items())
         self._child = subprocess.Popen(
-            [
-                "qemu-system-x86_64",
-                "-machine",
-                "q35",
-                "-accel",
-                "tcg,thread=multi",
-                "-cpu",
-                os.environ.get("CPU", "max"),
-            ]
-            + ["-smp", str(machine.cpus), "-m", str(machine.memory), "-display", "none", "-nic", "none", "-no-reboot"]
-            + ["-serial", f"file:{self.console}", "-serial", f"file:{self._port}", "-monitor", "none"]
-            + ["-kernel", machine.kernel, "-initrd", machine.initramfs]
-            + ["-append", f"console=ttyS0 rdinit=/init panic=-1 quiet {os.environ.get('EXTRA', '')} {words}"],
+            machine.command(self.console, self._port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from tests.cluster.build import cache as project_cache
 from tests.kernel.lab import compile_lab
+from tests.vm.plan import PROJECT
 
-PROJECT = Path(__file__).parents[2]
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 LISTS_AGE = 86400  # seconds after which apt is asked again for the newest kernels
 
@@ -264,9 +264,10 @@ def checkout(folder: Path) -> Path:
     return archive
 
 
-def initramfs(parts: Iterable[Path], out: Path) -> None:
+def joined(parts: Iterable[Path], out: Path) -> Path:
     """Archives one after the other, each padded as cpio pads them."""
     with out.open("wb") as file:
         for part in parts:
             with part.open("rb") as archive:
                 shutil.copyfileobj(archive, file, 1 << 20)
+    return out

@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 import pytest
 
+from tests.vm.plan import selection
+
 SO_PEERPIDFD = 77
 
 
@@ -118,15 +120,14 @@ class Told:
 def main() -> int:
     """Runs the tests that the kernel's command line asks for."""
     asked = arguments()
-    os.environ["PODTRACER_TEST_SLOW"] = asked.get("slow", "1")
+    os.environ["PODTRACER_TEST_SLOW"] = asked["slow"]
     os.environ["PODTRACER_TEST_REQUIRE"] = "1"
     os.environ["PODTRACER_TEST_LAB"] = str(Path("tests/kernel/lab").resolve())
     with open(sys.argv[1], "w", encoding="utf-8") as port:
         told = Told(port)
         told.tell(found=found())
-        words = asked.get("tests", "tests/kernel").split(",")
-        marks = " and ".join(["root", *(f"not {mark}" for mark in asked.get("without", "").split(",") if mark)])
-        code = pytest.main([*words, "-m", marks, "-p", "no:cacheprovider", "--tb=short", "-q"], plugins=[told])
+        words = selection(asked["layout"], int(asked["cpus"]))
+        code = pytest.main([*words, "-p", "no:cacheprovider", "--tb=short", "-q"], plugins=[told])
         told.tell(finished=int(code))
     return int(code)
 

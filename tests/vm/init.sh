@@ -1,6 +1,6 @@
 #!/bin/sh
 # The first process of a virtual machine: mounts what a distribution has mounted, runs the kernel tests, turns it off.
-# Of the kernel's command line it takes podtracer.layout, podtracer.tests and podtracer.slow.
+# Of the kernel's command line it takes what begins with podtracer.
 export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 mount -t proc proc /proc
 # A bind mount of the root as the root: from the initramfs itself no container's root can be pivoted.

@@ -22,6 +22,7 @@ hybrid)
     ;;
 esac
 ip link set lo up
+echo "$(argument pid_max)" >/proc/sys/kernel/pid_max
 cd /opt/podtracer || exit 1
 .venv/bin/python -P -m tests.vm.guest /dev/ttyS1
 echo "the tests ended with $?"

@@ -1,0 +1,57 @@
+"""``docs/kernels.md``: which ways the tracer takes on which kernels, as the test run found them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.vm.plan import PROJECT, Case
+
+DOCUMENT = PROJECT / "docs/kernels.md"
+BEGIN, END = "<!-- written by scripts/test --kernels -->", "<!-- until here -->"
+SPACES = {"bookworm": "Debian 12", "trixie": "Debian 13", "sid": "Debian sid"}
+HEAD = (
+    "| Linux | cgroups | user space | bcc | Python | slots | a process is told by | what ran before | peers by |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+)
+
+
+def row(case: Case, found: Mapping[str, Any]) -> str:
+    """A line of the table. No patch levels: they change every week, and nothing with them."""
+    cells = [
+        case.series,
+        case.layout,
+        SPACES[case.space],
+        ".".join(found["bcc"].split(".")[:2]),
+        ".".join(found["python"].split(".")[:2]),
+        "hash" if found["no_table"] else "mapped table",
+        "pidfd inode" if found["pidfs"] else "start time",
+        "`/proc`" if found["no_iterator"] else "task iterator",
+        "`SO_PEERPIDFD`" if found["peer_pidfd"] else "`SO_PEERCRED`",
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def order(case: Case) -> tuple[list[int], str, str]:
+    """Kernels from old to new."""
+    return [int(part) for part in case.series.split(".")], case.space, case.layout
+
+
+def table(found: Mapping[Case, Mapping[str, Any]]) -> str:
+    """The whole table."""
+    return HEAD + "".join(row(case, found[case]) for case in sorted(found, key=order))
+
+
+def update(found: Mapping[Case, Mapping[str, Any]], *, only_check: bool) -> bool:
+    """Puts the table into the document where it says something else; answers whether it was current, or is now."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    new = f"{before}{BEGIN}\n{table(found)}{END}{rest.partition(END)[2]}"
+    if new == text:
+        return True
+    if only_check:
+        print("docs/kernels.md is not what was found: run scripts/test --kernels and commit it")
+        return False
+    DOCUMENT.write_text(new, encoding="utf-8")
+    print("docs/kernels.md was written anew")
+    return True

@@ -1,0 +1,59 @@
+"""Which kernels are booted, with which layout of cgroups and which user space, and which tests run there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+
+# Marks of tests for which a layout has no place.
+WITHOUT = {"unified": ("v1", "several"), "legacy": ("v2",), "hybrid": ()}
+
+# Which tests of tests/kernel run on the developer's machine alone, and why.
+LEFT_OUT = {
+    "tests/kernel/test_demo.py": "a play with what the other tests have shown; one of it runs",
+    "tests/kernel/test_spiffe_ids.py": "a file and selectors, no matter of the kernel",
+}
+TAKEN_ALL_THE_SAME = ("tests/kernel/test_demo.py::test_every_process_is_shown_as_what_the_demos_kubelet_lists",)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One virtual machine. ``suite`` is where the newest kernel of the ``series`` comes from, ``space`` the
+    distribution around the project."""
+
+    series: str
+    suite: str
+    layout: str
+    space: str
+    cpus: int = 1
+    pid_max: int = 32768
+
+    @property
+    def name(self) -> str:
+        """As it stands before its results."""
+        return f"{self.series} {self.layout} {self.space}"
+
+
+# The slowest first: two run at a time.
+CASES: Sequence[Case] = (
+    Case("5.10", "bullseye-security", "unified", "bookworm"),
+    Case("6.1", "bookworm-security", "legacy", "bookworm"),
+    Case("7.2", "sid", "unified", "trixie", cpus=4),
+    Case("6.12", "bookworm-security", "unified", "trixie"),
+    Case("6.1", "bookworm-security", "unified", "bookworm", pid_max=4194304),
+)
+
+
+def selection(layout: str, cpus: int) -> list[str]:
+    """pytest's words for what runs on such a machine."""
+    left_out = [*WITHOUT[layout], *(["smp"] if cpus == 1 else [])]
+    files = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests/kernel").glob("test_*.py"))
+    return [
+        *(name for name in files if name not in LEFT_OUT),
+        *TAKEN_ALL_THE_SAME,
+        "-m",
+        " and ".join(("root", *(f"not {mark}" for mark in left_out))),
+    ]
