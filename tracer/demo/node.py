@@ -65,6 +65,8 @@ class DemoNode:
             kubelet="auto",
             kubelet_read_only_port=self.port,
             kubelet_secure_port=None,
+            cri="none",
+            pods_api="none",
             enable_namespace_labels=False,
             cgroup_prefix=f"/{self._name}/kubepods",
         )
