@@ -157,7 +157,7 @@ def test_a_process_with_a_dead_leader_moves(kernel: Kernel, make_cgroup: MakeCgr
     until(lambda: Path(f"/proc/{helper.pid}/stat").read_text().split()[2] == "Z", 10, "the leader's end")
     cgroup.add(helper.pid)
     (thread,) = {int(name) for name in os.listdir(f"/proc/{helper.pid}/task")} - {helper.pid}
-    assert Path(f"/proc/{helper.pid}/task/{thread}/cgroup").read_text().rstrip().endswith(cgroup.path)
+    assert f"{cgroup.path}\n" in Path(f"/proc/{helper.pid}/task/{thread}/cgroup").read_text()
     slot = kernel.slot(helper.pid)
     assert slot is not None
     assert slot.cgroup == cgroup.id
