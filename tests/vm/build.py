@@ -135,8 +135,9 @@ def newest(packages: Iterable[str]) -> str:
 
 
 def kernel(suite: str, series: str) -> Kernel:
-    """The newest kernel of a series ("6.1") that the suite has, for clouds: small, and without hardware."""
-    pattern = f"^linux-(image|binary)-{re.escape(series)}[.-][0-9][^ ]*-cloud-amd64$"
+    """The newest kernel of a series ("6.1", "newest" for any) that the suite has, for clouds: without hardware."""
+    number = r"[0-9]+\.[0-9]+" if series == "newest" else re.escape(series)
+    pattern = f"^linux-(image|binary)-{number}[.-][0-9][^ ]*-cloud-amd64$"
     found = Apt(suite).names(pattern)
     if not found:
         raise BuildError(f"{suite} has no kernel {series} any more")

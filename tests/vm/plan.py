@@ -21,8 +21,8 @@ TAKEN_ALL_THE_SAME = ("tests/kernel/test_demo.py::test_every_process_is_shown_as
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One virtual machine. ``suite`` is where the newest kernel of the ``series`` comes from, ``space`` the
-    distribution around the project."""
+    """One virtual machine. ``suite`` is where the newest kernel of the ``series`` comes from, the newest of all where
+    that is "newest"; ``space`` is the distribution around the project."""
 
     series: str
     suite: str
@@ -41,7 +41,7 @@ class Case:
 CASES: Sequence[Case] = (
     Case("5.10", "bullseye-security", "unified", "bookworm"),
     Case("6.1", "bookworm-security", "legacy", "bookworm"),
-    Case("7.2", "sid", "unified", "trixie", cpus=4),
+    Case("newest", "sid", "unified", "trixie", cpus=4),
     Case("6.12", "bookworm-security", "unified", "trixie"),
     Case("6.1", "bookworm-security", "unified", "bookworm", pid_max=4194304),
 )
