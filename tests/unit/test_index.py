@@ -122,6 +122,24 @@ def test_container_selectors_can_be_left_out() -> None:
     assert not [text for text in lab.who(home).workload.selectors if text.startswith("k8s:container")]
 
 
+def test_without_container_selectors_the_pod_is_enough() -> None:
+    """With ``disable_container_selectors`` a container that its pod does not list yet, the pause process, and what is
+    nested in either have its selectors. A pod that nobody lists has none, and one that left the list is deleted."""
+    lab = Lab(Rules(disable_container_selectors=True, prefix="/kubepods"))
+    pause, home, other = lab.mkdir(PAUSE_A), lab.mkdir(HOME_A), lab.mkdir(HOME_B)
+    forged = lab.mkdir(f"{HOME_B}/pod{uid(A)}/{cid(A)}")
+    lab.pods(pod(A))
+    whole = lab.who(home).workload
+    assert (whole.state, whole.container, whole.container_id) == (State.RESOLVED, None, cid(A))
+    assert f"k8s:pod-uid:{uid(A)}" in whole.selectors
+    assert lab.who(pause).workload.selectors == whole.selectors
+    assert lab.says(other) == lab.says(forged) == ("pending", "not_listed_yet", cid(B))
+    lab.pods(pod(A, container(A)))
+    assert lab.who(home).workload.container is not None
+    lab.pods()
+    assert lab.says(pause) == ("unknown", "deleted", cid(P))
+
+
 def test_an_older_list_is_ignored(lab: Lab) -> None:
     """Lists that overtake each other do not take back what a newer one said."""
     home = lab.mkdir(HOME_A)

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, View
+from tracer.identity.pods import PodTable
 from tracer.identity.verdict import Rules, Verdicts
 from tracer.model import (
     GONE,
@@ -103,6 +104,21 @@ class Index:
     def pods_at(self) -> int | None:
         """When the newest pod list was fetched."""
         return self._verdicts.pods_at
+
+    @property
+    def pods_from(self) -> str | None:
+        """Where that list came from."""
+        return self._verdicts.source
+
+    @property
+    def pod_table(self) -> PodTable | None:
+        """The newest pod data, by which SPIRE's rules answer too; ``None`` before the first list."""
+        return self._verdicts.table
+
+    @property
+    def namespace_labels(self) -> Mapping[str, Mapping[str, str]]:
+        """The labels of the namespaces that are known."""
+        return self._verdicts.namespaces
 
     # ---- asking ----
 

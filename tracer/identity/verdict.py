@@ -92,6 +92,11 @@ class Verdicts:
         return {pod.namespace for pod in self._table.pods} if self._table else set()
 
     @property
+    def table(self) -> PodTable | None:
+        """The pods, ``None`` before the first list."""
+        return self._table
+
+    @property
     def ready(self) -> bool:
         """Whether any source has told of anything."""
         return self._table is not None or bool(self.runtime)
@@ -134,13 +139,17 @@ class Verdicts:
             return self._found(entry, *found[0], now)
         if table.find(entry.ref.container_id):
             return self._unknown(entry, "conflict", "it is listed in another pod than the one its cgroup names")
-        if told := self._told_by_runtime(entry):
+        told = self._told_by_runtime(entry)
+        if self._rules.disable_container_selectors and (told is None or told.state in (State.PENDING, State.HOST)):
+            told = self._of_pod_alone(entry, table, now) or told
+        if told is not None:
             return told
-        if entry.pod is not None and entry.container is not None:
+        if entry.pod is not None:
             pod = table.by_uid.get(entry.pod.uid)
             if pod is None:
                 return self._unknown(entry, "deleted", "its pod has left the list")
-            return self._found(entry, pod, entry.container, now)
+            if entry.container is not None:
+                return self._found(entry, pod, entry.container, now)
         if entry.root is None:
             return _first(entry)
         return self._unlisted(entry, table, at)
@@ -199,6 +208,17 @@ class Verdicts:
         container = self.runtime.container_of(pod, record)
         settled = self.runtime.is_settled(pod, container)
         return self._resolve(entry, self.runtime.foresee(pod), container, "cri", settled)
+
+    def _of_pod_alone(self, entry: Entry, table: PodTable, now: int) -> Workload | None:
+        """Without container selectors the pod is enough, as it is for SPIRE: whatever runs in a container's cgroup of
+        it, one that is not listed yet, or never will be, has its selectors. The pod is the one that the path names
+        first on its way down, which nobody below it can have written."""
+        pod = table.by_uid.get(entry.ref.pod_uid or "") if entry.root is not None else None
+        if pod is None or (entry.live and self._tree.root is None):
+            return None
+        if now - self._read_at[pod.uid] > self._rules.max_stale:
+            return self._outdated(entry)
+        return self._resolve(entry, pod, None, self.source, settled=True)
 
     def _sandbox(self, entry: Entry) -> Workload:
         ref, text = entry.ref, "it is its pod's sandbox (pause)"
@@ -271,7 +291,9 @@ class Verdicts:
             return entry.workload
         return self._unknown(entry, "stale", "its pod data is too old: no source has answered since")
 
-    def _resolve(self, entry: Entry, pod: Pod, container: Container, source: str | None, settled: bool) -> Workload:
+    def _resolve(
+        self, entry: Entry, pod: Pod, container: Container | None, source: str | None, settled: bool
+    ) -> Workload:
         entry.pods_at = self._read_at[pod.uid]
         old = entry.workload
         of_namespace = self.namespaces.get(pod.namespace) if self._rules.namespace_labels else None
@@ -297,9 +319,9 @@ class Verdicts:
             service_account=pod.service_account,
             pod=pod.name,
             pod_uid=pod.uid,
-            container=container.name,
+            container=container.name if container else None,
             container_id=entry.ref.container_id,
-            image=container.image,
+            image=container.image if container else None,
             node=pod.node,
             selectors=selectors(
                 pod,
