@@ -51,8 +51,9 @@ class Feed:
         self.programs = programs
         self.index = index
         self.repairs = 0
-        # Called with the PID of a process that moved on another hierarchy, which SPIRE's rules read too.
-        self.on_other_move: Callable[[int], None] = lambda _pid: None
+        # Called with the PID of a process that moved on another hierarchy, which SPIRE's rules read too; gives the
+        # event to tell, if there is any.
+        self.on_other_move: Callable[[int], Event | None] = lambda _pid: None
         self._all_moves = False
         self._procfs = procfs_dir
         self._publish = publish
@@ -136,8 +137,7 @@ class Feed:
         hierarchy, cgroup = event.hierarchy, event.cgroup
         if event.kind != ProcessEventKind.EXIT:
             if event.kind == ProcessEventKind.ATTACH and hierarchy != self.index.hierarchy:
-                self.on_other_move(event.pid)
-                return None
+                return self.on_other_move(event.pid)
             slot = self.programs.slots.read(event.pid)
             if slot is not None and slot.ino == event.ino:
                 hierarchy, cgroup = slot.hierarchy, slot.cgroup

@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tracer import pidfd
 from tracer.clock import boottime
 from tracer.errors import TracerError
 from tracer.feed import Feed
+from tracer.identity.explained import Explained
 from tracer.identity.index import Index, Rules, gone
 from tracer.kernel import machine, procfs
 from tracer.kernel.cgroupfs import readable
@@ -29,6 +30,7 @@ from tracer.kernel.slots import Slot
 from tracer.model import Event, Identity, Process, ProcessKey, Source, State
 from tracer.podsources import PodSources
 from tracer.settings import Settings
+from tracer.spire_view import Answer, SpireView, ViewWatch
 from tracer.watching import Watch
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from tracer.sources.entries_file import EntriesFile
 
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
+_RETRIES = 3  # look-ups of a process that moves while its files are read
+T = TypeVar("T")
 _log = logging.getLogger("podtracer")
 
 
@@ -78,6 +82,11 @@ class Tracer:
         self._feed: Feed | None = None
         self._wake = -1
         self._stopping = False
+        self._view = SpireView(
+            self._index, self.settings.procfs, self._read_of, changes_mode=self.settings.mode == "parity"
+        )
+        # Watches that want to know of moves in every hierarchy.
+        self._all_moves: list[Watch] = []
         self._lock = threading.RLock()
         self._sources = PodSources(
             self.settings,
@@ -181,12 +190,19 @@ class Tracer:
 
     # ---- asking ----
 
-    def lookup(self, pid: int, *, verify: bool = False) -> Identity:
+    def lookup(self, pid: int, *, verify: bool = False, parity: bool = False) -> Identity:
         """Who has this PID. A thread's ID is answered as its process (``asked`` keeps the number).
 
         The answer is for whoever had the PID when the slot was read. ``verify`` makes sure that the process still
-        lived after that, at the price of two system calls; before pidfs (Linux 6.9) that is always done.
+        lived after that, at the price of two system calls; before pidfs (Linux 6.9) that is always done. ``parity``
+        also says whether SPIRE's rules give the same container, from the process's files, which parity mode reads
+        always.
         """
+        if parity or self._view.changes_mode:
+            return self._filled(*self._with_answer(pid))
+        return self._lookup(pid, verify=verify)
+
+    def _lookup(self, pid: int, *, verify: bool) -> Identity:
         feed = self._live
         if feed.behind() and feed.lock.acquire(blocking=False):
             try:
@@ -208,7 +224,49 @@ class Tracer:
         if slot is None or (feed.programs.features.pidfs and slot.ino != pidfd.inode(fd)):
             return gone(pid)
         identity = self._answer(pid, slot)
+        if self._view.changes_mode:
+            identity = self._filled(identity, self._view.read(identity.key))
         return identity if pidfd.alive(fd) else gone(pid)
+
+    def explain(self, pid: int) -> Explained:
+        """All that is known of a process, and how: for whoever asks why its identity is what it is."""
+        strict, answer = self._with_answer(pid)
+        index = self._index
+        table = index.pod_table
+        return Explained(
+            identity=self._filled(strict, answer),
+            strict=strict.workload,
+            answer=answer,
+            outcome=self._view.outcome(answer),
+            hierarchy=self.hierarchy,
+            root=index.cgroups.root,
+            unix=self._unix_selectors(strict.key),
+            pods=None if table is None else len(table.pods),
+            pods_at=index.pods_at,
+            pods_from=index.pods_from,
+        )
+
+    def _with_answer(self, pid: int) -> tuple[Identity, Answer | None]:
+        """The strict identity, and what SPIRE's rules make of the files of the same process in the same cgroup."""
+        slots = self._live.programs.slots
+        for _ in range(_RETRIES):
+            identity = self._lookup(pid, verify=True)
+            if identity.state is State.GONE:
+                return identity, None
+            answer = self._view.read(identity.key)
+            slot = slots.read(identity.key.pid)
+            if slot is None or identity.cgroup is None or slot.cgroup == identity.cgroup.id:
+                break  # else it has moved meanwhile
+        return identity, answer
+
+    def _filled(self, identity: Identity, answer: Answer | None) -> Identity:
+        return self._finished(self._view.fill(identity, answer))
+
+    def _finished(self, identity: Identity) -> Identity:
+        """The identity with the SPIFFE IDs of its workload, which SPIRE's rules may have replaced."""
+        if self._issuing is None or not self._view.changes_mode:
+            return identity
+        return self._issuing.identity(identity)
 
     def _answer(self, pid: int, slot: Slot) -> Identity:
         ino, hierarchy, cgroup = slot
@@ -256,7 +314,7 @@ class Tracer:
                 leader = procfs.process_of(self.settings.procfs, pid)
                 if leader is None or leader == pid:
                     return gone(pid)
-                return self.lookup(leader)._replace(asked=pid)
+                return self._lookup(leader, verify=False)._replace(asked=pid)
             slot = self._live.programs.slots.read(pid)
             if slot is None:
                 slot = self._repair(pid, fd)
@@ -276,9 +334,11 @@ class Tracer:
             return Slot(pidfd.inode(fd), feed.mount.info.hierarchy, 0)
         return slot
 
-    def watch(self, *, snapshot: bool = True) -> Watch:
-        """A stream of events: first a ``snapshot`` of what runs and ``synced``, then live."""
+    def watch(self, *, snapshot: bool = True, parity: bool = False) -> Watch | ViewWatch:
+        """A stream of events: first a ``snapshot`` of what runs and ``synced``, then live. ``parity`` as of a look-up;
+        each process's files are read once then, and when it moves in any hierarchy."""
         feed = self._live
+        parity = parity or self._view.changes_mode
         watch = Watch(self._unsubscribe)
         with feed.lock:
             feed.drain()
@@ -288,12 +348,30 @@ class Tracer:
             watch.push([Event("synced", boottime())])
             self._watches.append(watch)
             self._index.watched = True
-        return watch
+            if parity:
+                self._all_moves.append(watch)
+                feed.on_other_move = self._on_other_move
+                feed.report_all_moves(True)
+        return ViewWatch(watch, self._view, self._finished) if parity else watch
+
+    def _on_other_move(self, pid: int) -> Event | None:
+        """A process moved in a hierarchy that is not tracked, which SPIRE's rules read too."""
+        self._view.moved(pid)
+        known = self._index.processes.get(pid)
+        if known is None:
+            return None
+        identity = self._index.identify(known.key, pid, known.hierarchy, known.cgroup, known.process)
+        path = identity.cgroup.path if identity.cgroup else None
+        return Event("move", boottime(), identity, {"from": path, "elsewhere": True})
 
     def _unsubscribe(self, watch: Watch) -> None:
         with self._lock:
             self._watches.remove(watch)
             self._index.watched = bool(self._watches)
+            if watch in self._all_moves:
+                self._all_moves.remove(watch)
+                if not self._all_moves and self._feed is not None:
+                    self._feed.report_all_moves(False)
 
     def wait_synced(self, timeout: float) -> bool:
         """Waits until the first pod list has come, or it is clear that none will; whether that is so."""
@@ -337,7 +415,10 @@ class Tracer:
             if self._issuing is not None:
                 events = self._issuing.events(events)
             for watch in self._watches:
-                watch.push(events)
+                if watch in self._all_moves or not self._all_moves:
+                    watch.push(events)
+                else:
+                    watch.push(event for event in events if not event.extra.get("elsewhere"))
 
     # ---- registration entries ----
 
@@ -364,6 +445,10 @@ class Tracer:
 
     def _unix_selectors(self, key: ProcessKey) -> tuple[str, ...] | None:
         """Those of this process and of nobody who has its number later."""
+        return self._read_of(key, lambda: procfs.unix_selectors(self.settings.procfs, key.pid))
+
+    def _read_of(self, key: ProcessKey, read: Callable[[], T]) -> T | None:
+        """What ``read`` gives of this process; ``None`` where another may have its number by now."""
         feed = self._live
         with pidfd.pinned(key.pid) as fd:
             if fd is None:
@@ -373,7 +458,7 @@ class Tracer:
             else:
                 slot = feed.programs.slots.read(key.pid)
                 met = slot is not None and slot.ino == key.ino
-            found = procfs.unix_selectors(self.settings.procfs, key.pid) if met else None
+            found = read() if met else None
             return found if pidfd.alive(fd) else None
 
     # ---- pods ----

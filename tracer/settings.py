@@ -53,10 +53,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.kubelet not in ("auto", "none"):
             raise UsageError(f"{self.kubelet!r} is neither auto nor none", "kubelet", "say auto or none")
-        if self.mode == "parity":
-            raise UsageError("parity is not there yet", "mode", "leave mode out, or say strict")
-        if self.mode != "strict":
-            raise UsageError(f"{self.mode!r} is no mode", "mode", "say strict")
+        if self.mode not in ("strict", "parity"):
+            raise UsageError(f"{self.mode!r} is no mode", "mode", "say strict or parity")
         for key, endpoint in (("cri", self.cri), ("pods-api", self.pods_api)):
             if endpoint not in ("auto", "none") and not endpoint.startswith("unix:///"):
                 raise UsageError(f"{endpoint!r} is no socket", key, "say auto, none or unix:///PATH")

@@ -23,6 +23,11 @@ class Watch:
         self._lost = 0
         self._closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing comes any more, but for what is queued."""
+        return self._closed and not self._queue
+
     def push(self, events: Iterable[Event]) -> None:
         """Queues events. Never blocks."""
         with self._ready:

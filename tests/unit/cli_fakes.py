@@ -104,11 +104,11 @@ class FakeTracer:
         self.calls.append(("wait_known", tuple(pids), timeout))
         self.known |= self.later
 
-    def lookup(self, pid: int, *, verify: bool = False) -> Identity:
+    def lookup(self, pid: int, *, verify: bool = False, parity: bool = False) -> Identity:  # noqa: ARG002
         self.calls.append(("lookup", pid, verify))
         return self.known.get(pid) or identity(pid, GONE)._replace(process=None, cgroup=None)
 
-    def watch(self, *, snapshot: bool = True) -> FakeWatch:
+    def watch(self, *, snapshot: bool = True, parity: bool = False) -> FakeWatch:  # noqa: ARG002
         self.calls.append(("watch", snapshot))
         return FakeWatch(iter(self.events))
 

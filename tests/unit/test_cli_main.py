@@ -51,7 +51,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
         ("watch -p 0", "'0' is no process ID (--pid)", "see podtracer watch --help"),
         ("watch -n ,", "a name is empty (--namespace)", "see podtracer watch --help"),
         ("lookup", "missing argument (PID… | -)", "see podtracer lookup --help"),
-        ("lookup 7 --mode parity", "parity is not there yet (mode)", "leave mode out, or say strict"),
+        ("lookup 7 --mode lax", "'lax' is not one of strict, parity (--mode)", "see podtracer lookup --help"),
         ("lookup 7 --refresh-interval 0", "0s is out of range (refresh-interval)",
          "say 0.1s or more, ten years at most"),
         ("lookup 7 --kubelet-secure-port 1 --kubelet-read-only-port 2",

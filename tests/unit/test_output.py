@@ -119,7 +119,7 @@ def test_events_have_the_columns_of_the_watch() -> None:
 
 def test_wide_events_add_their_columns() -> None:
     head, row = told("wide", event("exec", 7)).splitlines()
-    assert head.split()[8:] == ["SERVICE-ACCOUNT", "CONTAINER-ID", "CGROUP-ID", "STATE", "AGE", "SELECTORS"]
+    assert head.split()[8:] == ["SERVICE-ACCOUNT", "CONTAINER-ID", "CGROUP-ID", "PARITY", "STATE", "AGE", "SELECTORS"]
     assert row.split()[8:11] == ["cart", CONTAINER_ID[:12], "4711"]
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import click
 
@@ -16,6 +16,9 @@ from tracer.cli.quote import quote
 from tracer.errors import MissingError
 from tracer.model import Event, Identity
 from tracer.settings import Settings
+
+if TYPE_CHECKING:
+    from tracer.identity.explained import Explained
 
 
 class Watch(Protocol):
@@ -36,8 +39,9 @@ class Tracer(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> bool | None: ...
     def wait_synced(self, timeout: float) -> bool: ...
-    def lookup(self, pid: int, *, verify: bool = False) -> Identity: ...
-    def watch(self, *, snapshot: bool = True) -> Watch: ...
+    def lookup(self, pid: int, *, verify: bool = False, parity: bool = False) -> Identity: ...
+    def explain(self, pid: int) -> Explained: ...
+    def watch(self, *, snapshot: bool = True, parity: bool = False) -> Watch: ...
     def wait_known(self, pids: Sequence[int], timeout: float | None) -> None: ...
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from tracer.cli import color
-from tracer.cli.output import NOTHING, SPIFFE, Out, Style, age, short, spiffe_ids, to_json
+from tracer.cli.output import NOTHING, SPIFFE, Out, Style, age, agrees, short, spiffe_ids, to_json
 from tracer.cli.table import Cell, Column, Table
 from tracer.model import Clock, Event
 
@@ -25,6 +25,7 @@ _WIDE = (
     Column("SERVICE-ACCOUNT", 15, 24),
     Column("CONTAINER-ID", 12, 64),
     Column("CGROUP-ID", 9),
+    Column("PARITY", 7),
     Column("STATE", 8),
     Column("AGE", 6),
     Column("SELECTORS", 9, 0),
@@ -83,6 +84,7 @@ def _row(event: Event, clock: Clock, style: Style, *, wide: bool) -> list[Cell]:
         Cell(w.service_account or NOTHING),
         Cell(short(w.container_id, style)),
         Cell(str(c.id) if c else NOTHING),
+        Cell(agrees(identity.parity)),
         Cell(w.state.value, color.OF_STATE[w.state.value]),
         Cell(age(max(0.0, (clock.now - p.since) / 1e6) if p else None)),
         Cell(",".join(w.selectors) or NOTHING),

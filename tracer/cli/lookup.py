@@ -95,7 +95,7 @@ def command(app: App, /, pids: tuple[str, ...], **given: Any) -> int:
 def _look(tracer: Tracer, pids: list[int], wait: float | None) -> list[Identity]:
     if wait is not None:
         tracer.wait_known(pids, wait)
-    return [tracer.lookup(pid, verify=True) for pid in pids]
+    return [tracer.lookup(pid, verify=True, parity=True) for pid in pids]
 
 
 def _batches(asked: list[Any]) -> Iterator[list[int]]:

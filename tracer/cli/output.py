@@ -108,6 +108,11 @@ def short(container_id: str | None, style: Style) -> str:
     return (container_id[:SHORT_ID] if style.trunc else container_id) if container_id else NOTHING
 
 
+def agrees(parity: bool | None) -> str:
+    """Whether SPIRE's rules give the same container."""
+    return NOTHING if parity is None else "same" if parity else "differs"
+
+
 def age(milliseconds: float | None) -> str:
     """A time span for people: two units at most."""
     if milliseconds is None:
@@ -140,6 +145,7 @@ _WIDE = (
     Column("SERVICE-ACCOUNT", 15, 24),
     Column("CONTAINER-ID", 12, 64),
     Column("CGROUP-ID", 9),
+    Column("PARITY", 7),
     Column("IMAGE", 5, 48),
     Column("SELECTORS", 9, 0),
 )
@@ -181,6 +187,7 @@ def _row(identity: Identity, clock: Clock, style: Style, *, wide: bool) -> list[
         Cell(w.service_account or NOTHING),
         Cell(short(w.container_id, style)),
         Cell(str(c.id) if c else NOTHING),
+        Cell(agrees(identity.parity)),
         Cell(w.image or NOTHING),
         Cell(",".join(w.selectors) or NOTHING),
     ]

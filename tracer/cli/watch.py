@@ -96,7 +96,7 @@ def run(app: App, given: dict[str, Any], prepare: Prepare) -> int:
                 tracer = opened.enter_context(prepared)
                 if snapshot:
                     tracer.wait_synced(_FIRST_LIST)
-                watch = opened.enter_context(tracer.watch(snapshot=snapshot))
+                watch = opened.enter_context(tracer.watch(snapshot=snapshot, parity=given["format_"] == "wide"))
             printer.begin()
             begin()
             _follow(watch, printer, out, stopper, wanted, given["duration"], given["count"], snapshot)

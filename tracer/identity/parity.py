@@ -12,7 +12,7 @@ it is linear in the size of its input, and raises ``ParityError`` only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -223,12 +223,19 @@ def _go_quote(data: bytes) -> str:
 # ---- the answer ----
 
 
-def attest(located: Located, table: PodTable, *, disable_container_selectors: bool = False) -> Outcome:
+def attest(
+    located: Located,
+    table: PodTable,
+    *,
+    disable_container_selectors: bool = False,
+    namespace_labels: Mapping[str, Mapping[str, str]] | None = None,
+) -> Outcome:
     """What SPIRE answers for this container when its last attempt meets this pod list.
 
     No container is an answer without selectors. With a pod UID only that pod is examined, verbatim, otherwise all are;
     a container is looked for among app and init containers, never among ephemeral ones. With
-    ``disable_container_selectors`` and a pod UID the pod is enough.
+    ``disable_container_selectors`` and a pod UID the pod is enough. ``namespace_labels`` are those of each namespace,
+    where they are asked for.
     """
     wanted, uid = located.container_id, located.pod_uid
     if wanted is None:
@@ -242,7 +249,12 @@ def attest(located: Located, table: PodTable, *, disable_container_selectors: bo
     if len(found) > 1:
         return Outcome(error=TWO_PODS, code=INTERNAL)
     for pod, listed in found.values():
-        given = selectors(pod, listed, disable_container_selectors=disable_container_selectors)
+        given = selectors(
+            pod,
+            listed,
+            disable_container_selectors=disable_container_selectors,
+            namespace_labels=(namespace_labels or {}).get(pod.namespace),
+        )
         return Outcome(given, pod=pod, container=listed)
     return Outcome(error=NOT_FOUND, code=TIMEOUT)
 
@@ -258,3 +270,50 @@ def is_same(workload: Workload, answer: Located | ParityError) -> bool | None:
     if isinstance(answer, ParityError) or answer.container_id != workload.container_id:
         return False
     return answer.pod_uid is None or answer.pod_uid == workload.pod_uid
+
+
+def workload(
+    answer: Located | ParityError, outcome: Outcome | None, *, source: str | None = None, given_up: bool = False
+) -> Workload:
+    """SPIRE's answer in our words: ``outcome`` is that of the newest list, ``None`` before the first.
+
+    What SPIRE would ask for again is pending, and unknown once ``given_up``; its errors are unknown, with its message.
+    """
+    if isinstance(answer, ParityError):
+        if answer.code == CONFLICT:
+            return Workload(State.UNKNOWN, "conflict", answer.what)
+        return Workload(State.UNKNOWN, "unreadable", answer.what)
+    if answer.container_id is None:
+        return Workload(State.HOST, "no_container", "SPIRE's rules find no container")
+    known = Workload(
+        State.PENDING,
+        "not_listed_yet",
+        "no source lists this container yet",
+        pods_from=source,
+        pod_uid=answer.pod_uid,
+        container_id=answer.container_id,
+    )
+    if outcome is None:
+        return known
+    pod, container = outcome.pod, outcome.container
+    if pod is None and outcome.error != NOT_FOUND:
+        return replace(known, state=State.UNKNOWN, reason="conflict", reason_text=outcome.error)
+    if pod is None:
+        if not given_up:
+            return known
+        return replace(known, state=State.UNKNOWN, reason="not_listed", reason_text=outcome.error)
+    return Workload(
+        State.RESOLVED,
+        settled=True,
+        pods_from=source,
+        namespace=pod.namespace,
+        service_account=pod.service_account,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        container=container.name if container else None,
+        container_id=answer.container_id,
+        image=container.image if container else None,
+        node=pod.node,
+        selectors=outcome.selectors,
+        labels=pod.labels,
+    )

@@ -36,6 +36,11 @@ def _read(path: str) -> bytes | None:
         return None
 
 
+def read(procfs: str, pid: int, name: str) -> bytes | None:
+    """The file ``/proc/<pid>/<name>`` whole; ``None`` where it cannot be read, as of a process that has ended."""
+    return _read(f"{procfs}/{pid}/{name}")
+
+
 def stat(procfs: str, pid: int) -> Stat | None:
     """``None`` where there is no such process. The name may hold anything, also brackets and spaces."""
     text = _read(f"{procfs}/{pid}/stat")
