@@ -66,15 +66,13 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     answer: dict[str, Any] = {
         "pidfs": "-DTRACER_PIDFS" in flags,
         "controllers": controllers,
-        "no_table": None,
+        "no_table": request["no_table"],
     }
-    if "hash" in request["force"]:
-        answer["no_table"] = "forced"
-    else:
+    if not answer["no_table"]:
         try:
             fds, answer["no_iterator"] = _load(request, flags, table=True)
         except Exception as error:
-            # Before 5.12 the verifier refuses the table's atomics; whatever else is wrong is wrong with the hash too.
+            # Whatever is wrong with more than the table is wrong with the hash too.
             answer["no_table"] = str(error).splitlines()[0]
     if answer["no_table"]:
         fds, answer["no_iterator"] = _load(request, flags, table=False)

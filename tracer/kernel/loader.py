@@ -99,7 +99,18 @@ def _compile(
 ) -> tuple[dict[str, object], dict[str, int]]:
     """(what the child found, descriptors by name). Raises the errors that ``Programs`` documents."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = {"sources": str(source_dir), "flags": list(flags), "force": list(force), "btf": btf_path}
+    no_table = None
+    if "hash" in force:
+        no_table = "forced"
+    elif bpf.refuses_exchange():
+        no_table = "the kernel's programs have no atomic exchange"
+    request = {
+        "sources": str(source_dir),
+        "flags": list(flags),
+        "force": list(force),
+        "btf": btf_path,
+        "no_table": no_table,
+    }
     with ours, tempfile.TemporaryFile() as noise:
         with theirs:
             child = subprocess.Popen(
