@@ -5,45 +5,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.container.pods import is_the_pods
 from tests.containers import Containerd
-from tests.machine import cgroup_folders, hierarchies
+from tests.machine import cgroup_folders
 from tests.node import FakePod, listing
 from tests.podtracer import Watch, podtracer
-from tests.runc import Runc
 from tests.waiting import until
 from tracer.sources.replay import ReplayKubelet
 
 pytestmark = [pytest.mark.root, pytest.mark.container]
-
-
-@pytest.fixture
-def pod() -> FakePod:
-    """A pod of one container."""
-    return FakePod("cart-7d9f", "shop", "cart", labels={"app": "cart"})
-
-
-@pytest.fixture
-def kubelet(pod: FakePod) -> Iterator[ReplayKubelet]:
-    """A kubelet's answer that lists the pod."""
-    with ReplayKubelet(listing(pod)) as running:
-        yield running
-
-
-def _is_the_pods(event: dict[str, object], pod: FakePod) -> bool:
-    return (
-        event["state"] == "resolved"
-        and event["namespace"] == pod.namespace
-        and event["service_account"] == pod.service_account
-        and event["pod"] == pod.name
-        and event["pod_uid"] == pod.uid
-        and event["container"] == "app"
-        and event["container_id"] == pod.containers["app"]
-    )
 
 
 def test_a_watch_shows_a_containers_life(containerd: Containerd, pod: FakePod, kubelet: ReplayKubelet) -> None:
@@ -60,7 +34,7 @@ def test_a_watch_shows_a_containers_life(containerd: Containerd, pod: FakePod, k
         container.wait()
         events = tuple(watch.events)
     mine = [event for event in events if event["event"] in ("fork", "exec", "move", "exit", "resolved")]
-    assert all(_is_the_pods(event, pod) for event in mine)
+    assert all(is_the_pods(event, pod) for event in mine)
     children = {event["pid"] for event in mine if event["ppid"] == container.pid}
     kinds = {pid: [e["event"] for e in mine if e["pid"] == pid] for pid in children}
     # "env" execs "true" in its turn.
@@ -91,7 +65,7 @@ def test_lookups_of_every_kind(containerd: Containerd, pod: FakePod, kubelet: Re
         code, found = lookup(container.pid, inside, outsider.pid)
         assert code == 0
         assert [identity["pid"] for identity in found] == [container.pid, inside, outsider.pid]
-        assert all(_is_the_pods(identity, pod) for identity in found)
+        assert all(is_the_pods(identity, pod) for identity in found)
         assert found[0]["comm"] == "sleep"
         assert {"k8s:ns:shop", "k8s:sa:cart", "k8s:pod-label:app:cart", "k8s:container-name:app"} <= set(
             found[0]["selectors"]  # type: ignore[arg-type]
@@ -123,24 +97,6 @@ def test_an_unlisted_container_is_pending(containerd: Containerd, pod: FakePod) 
         )
     finally:
         container.remove()
-
-
-@pytest.mark.parametrize("v2", [True, False])
-def test_runc_on_both_hierarchies_and_on_v1_alone(runc: Runc, pod: FakePod, kubelet: ReplayKubelet, v2: bool) -> None:
-    """A container that runc puts on v1 and v2, or on v1 alone, is its pod's, watched from before its start."""
-    if not v2 and "cgroup" not in hierarchies().values():
-        v2 = True  # a pure v2 host has no v1 to be alone on
-    with Watch("--kubelet-read-only-port", kubelet.port) as watch:
-        container = runc.run(
-            "/bin/sh", "-c", "/bin/env true; exec /bin/sleep 1000",
-            container_id=pod.containers["app"], cgroup=pod.cgroup(), v2=v2,
-        )  # fmt: skip
-        until(lambda: any(_is_the_pods(e, pod) for e in watch.of(container.pid)), 20, "the container to be resolved")
-        container.remove()
-        until(lambda: [e for e in watch.of(container.pid) if e["event"] == "exit"], 20, "its exit")
-        last = watch.of(container.pid)[-1]
-    assert _is_the_pods(last, pod)
-    assert not [path for path in cgroup_folders(pod.cgroup()) if Path(path).exists()]
 
 
 def test_hostile_names_are_shown_quoted(containerd: Containerd, pod: FakePod, kubelet: ReplayKubelet) -> None:

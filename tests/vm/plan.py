@@ -51,6 +51,7 @@ def selection(layout: str, cpus: int) -> list[str]:
     """pytest's words for what runs on such a machine."""
     left_out = [*WITHOUT[layout], *(["smp"] if cpus == 1 else [])]
     files = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests/kernel").glob("test_*.py"))
+    files.append("tests/container/test_runc.py")
     return [
         *(name for name in files if name not in LEFT_OUT),
         *TAKEN_ALL_THE_SAME,
