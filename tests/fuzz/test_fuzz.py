@@ -22,10 +22,11 @@ from tracer.identity.selectors import selectors
 pytestmark = pytest.mark.fuzz
 SECONDS = float(os.environ.get("PODTRACER_FUZZ_SECONDS", "5"))
 PIECES = (
-    "kubepods", "kubepods.slice", "burstable", "pod", ".scope", ".slice", "cri-containerd-", "crio-conmon-", "docker-",
-    ":", ":cri-containerd:", "..", "", "0::/", "11:cpuset:", "\\040", "- cgroup2 cgroup2 rw",
-    "\r", "\0", "\n", "é", "a" * 64, "f" * 64, "0" * 32, "00000000-1111-2222-3333-444444444444", "00000000_1111_2222_3333_444444444444", " (deleted)",
-)  # fmt: skip
+    *("kubepods", "kubepods.slice", "burstable", "pod", ".scope", ".slice", "cri-containerd-", "crio-conmon-"),
+    *("docker-", ":", ":cri-containerd:", "..", "", "0::/", "11:cpuset:", "\\040", "- cgroup2 cgroup2 rw"),
+    *("\r", "\0", "\n", "é", "a" * 64, "f" * 64, "0" * 32, " (deleted)"),
+    *("00000000-1111-2222-3333-444444444444", "00000000_1111_2222_3333_444444444444"),
+)
 POD = {
     "kind": "PodList",
     "items": [
