@@ -72,6 +72,11 @@ class Feed:
         self._scan_after = 0
         self._repaired: dict[tuple[int, int], None] = {}
 
+    @property
+    def certain(self) -> bool:
+        """Whether the tracked hierarchy is known to hold the containers."""
+        return self._scout is None
+
     def _header_without_iterator(self) -> ScanHeader:
         inum = os.stat(os.path.join(self._procfs, "self/ns/pid")).st_ino
         if inum != _INITIAL_PID_NAMESPACE:

@@ -13,7 +13,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,8 +24,8 @@ from tracer.feed import Feed
 from tracer.identity.explained import Explained
 from tracer.identity.index import Index, Rules, gone
 from tracer.kernel import machine, procfs
-from tracer.kernel.cgroupfs import readable
-from tracer.kernel.loader import Features, Programs
+from tracer.kernel.cgroupfs import Mount, readable
+from tracer.kernel.loader import Features, Programs, ScanHeader
 from tracer.kernel.slots import Slot
 from tracer.model import Event, Identity, Process, ProcessKey, Source, State
 from tracer.podsources import PodSources
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tracer.identity.entries import Entries
     from tracer.issuing import Issuing
     from tracer.sources.entries_file import EntriesFile
+    from tracer.sources.kubelet import SourceState
 
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _RETRIES = 3  # look-ups of a process that moves while its files are read
@@ -177,6 +178,32 @@ class Tracer:
     def hierarchy(self) -> str:
         """Name of the cgroup hierarchy that is tracked: ``v2``, or the controllers of a v1 one."""
         return self._live.mount.name
+
+    @property
+    def mount(self) -> Mount:
+        """Where the tracked hierarchy is mounted."""
+        return self._live.mount
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """Every hierarchy that could be tracked."""
+        return self._live.mounts
+
+    @property
+    def certainty(self) -> tuple[bool, bool]:
+        """(whether it is certain that the tracked hierarchy holds the containers, whether one seems to be in another
+        one)."""
+        return self._live.certain, self._index.uncertain
+
+    @property
+    def header(self) -> ScanHeader:
+        """The PID namespace of all PIDs, and the hierarchies as the kernel numbers them."""
+        return self._live.header
+
+    @property
+    def sources(self) -> Mapping[str, SourceState]:
+        """The state of each source of pod data that is in use, by its name."""
+        return self._sources.states
 
     def counters(self) -> dict[str, int]:
         """Lost records and slots, runs the kernel left out, slots repaired: all of them 0 on a good day."""

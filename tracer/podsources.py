@@ -100,7 +100,7 @@ class PodSources:
                 source.stop()
 
     @property
-    def states(self) -> dict[Name, SourceState]:
+    def states(self) -> dict[str, SourceState]:
         """The state of each source that is in use."""
         named: tuple[tuple[Name, KubeletSource | PodsApiSource | CriSource | None], ...] = (
             ("pods-api", self._pods_api),

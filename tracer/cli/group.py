@@ -28,6 +28,7 @@ COMMANDS = {
     "lookup": Lazy("tracer.cli.lookup", "Say which workload a process is."),
     "explain": Lazy("tracer.cli.explain", "Tell the whole way to an answer, step by step, and why not."),
     "selectors": Lazy("tracer.cli.selectors", "Print the selectors of one container of a pod list."),
+    "doctor": Lazy("tracer.cli.doctor", "Check what this machine has, and which way was taken."),
     "demo": Lazy("tracer.cli.demo", "Watch a node made up on this machine, which needs no Kubernetes."),
     "config": Lazy("tracer.cli.config", "Show each value and where it came from."),
     "version": Lazy("tracer.cli.version", "Print the version."),

@@ -1,0 +1,468 @@
+"""What podtracer needs of this machine and what it found there, one check after the other.
+
+A check never raises: what goes wrong is what it says, and the next one runs all the same. What takes a running tracer
+comes last. The sources of pod data are asked here directly, so that each of them is told of, also one that the tracer
+has no use for while another answers.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tracer import pidfd
+from tracer.clock import boottime
+from tracer.errors import SourceError, TracerError
+from tracer.kernel import btf, cgroupfs, loader, machine
+from tracer.kernel.cgroupfs import Mount
+from tracer.kernel.loader import Features
+from tracer.model import Identity, State
+from tracer.node import Tracer
+from tracer.settings import Settings
+
+if TYPE_CHECKING:
+    from tracer.sources.kubelet import PodFetch, SourceState
+
+Outcome = Literal["ok", "warn", "fail"]
+_SYNC_TIMEOUT = 10.0
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
+_PROGRAM = "import sys; sys.stdout.write('.'); sys.stdout.flush(); sys.stdin.read()"
+_LOST = ("lost_process", "lost_cgroup", "lost_slot", "missed", "repairs")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: ``found`` says what was found, ``hint`` what to do, ``None`` for nothing.
+
+    ``warn`` is what podtracer does without, slower or later; ``fail`` what it cannot do without.
+    """
+
+    name: str
+    state: Outcome
+    found: str
+    hint: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The check with the keys ``name``, ``state``, ``found`` and ``hint``."""
+        return asdict(self)
+
+
+def failed(name: str, error: Exception, state: Outcome = "fail") -> Check:
+    """The check that an error amounts to."""
+    if isinstance(error, TracerError):
+        return Check(name, state, str(error), error.hint)
+    if isinstance(error, OSError):
+        return Check(name, state, f"{error.strerror or error} ({error.filename})" if error.filename else str(error))
+    return Check(name, state, f"internal error: {error!r}", "this is a bug; please report it")
+
+
+def guarded(name: str, checks: Callable[[], Check | Iterable[Check]]) -> Iterator[Check]:
+    """The checks that a function gives; what it raises is one more, of this name."""
+    try:
+        found = checks()
+        if isinstance(found, Check):
+            yield found
+        else:
+            yield from found
+    except Exception as error:
+        yield failed(name, error)
+
+
+def is_ok(checks: Iterable[Check]) -> bool:
+    """Whether nothing is missing that is needed."""
+    return all(check.state != "fail" for check in checks)
+
+
+# ---- the machine, without a tracer ----
+
+
+def kernel(release: str) -> Check:
+    """The kernel's release against the least version."""
+    least = ".".join(map(str, machine.LEAST_KERNEL))
+    machine.check_kernel(release)
+    return Check("kernel", "ok", f"Linux {release}; {least} or newer is needed")
+
+
+def type_information(path: str = btf.VMLINUX) -> Check:
+    """Whether the kernel tells its types, with all that the programs need of them."""
+    count = len(btf.macros(btf.read(path)))
+    return Check("btf", "ok", f"{path} has the {count} offsets and numbers that the programs need")
+
+
+def capabilities(status: str) -> Check:
+    """The capabilities in the text of ``/proc/self/status``."""
+    machine.check_capabilities(status)
+    return Check("capabilities", "ok", "all that loading the programs and opening cgroups by their ID takes")
+
+
+def _find_bcc() -> importlib.machinery.ModuleSpec | None:
+    return importlib.util.find_spec("bcc")
+
+
+def bcc(find: Callable[[], importlib.machinery.ModuleSpec | None] = _find_bcc) -> Check:
+    """The BPF compiler collection and its version. It is looked for, not imported: that would cost 100 MB."""
+    hint = "install the distribution's package python3-bpfcc; in a virtual environment use --system-site-packages"
+    spec = find()
+    if spec is None or spec.origin is None:
+        return Check("bcc", "fail", "there is no python module bcc", hint)
+    folder = Path(spec.origin).parent
+    if not (folder / "libbcc.py").exists():
+        return Check("bcc", "fail", f"{folder} is another package of the same name", hint)
+    try:
+        version = re.search(r"__version__ = '([^']*)'", (folder / "version.py").read_text())
+    except OSError:
+        version = None
+    return Check("bcc", "ok", f"{version[1] if version else 'of unknown version'}, in {folder}")
+
+
+def pid_namespace(inum: int, level: int | None = None) -> Check:
+    """Whether PIDs are the machine's own; ``level`` counts the namespaces above ours, where that is known."""
+    if level == 0 or (level is None and inum == _INITIAL_PID_NAMESPACE):
+        return Check("pid-namespace", "ok", "the initial one: PIDs are the machine's own")
+    where = "" if level is None else f", {level} below the initial one"
+    hint = "run in the host's PID namespace (hostPID: true) to know all processes by the machine's own PIDs"
+    found = f"PIDs are those of PID namespace {inum}{where}; processes outside of it are not known"
+    return Check("pid-namespace", "warn", found, hint)
+
+
+def hierarchies(mounts: Sequence[Mount]) -> Iterator[Check]:
+    """Each mounted cgroup hierarchy, and whether the paths below its mount can be believed."""
+    for mount in mounts:
+        name = f"cgroup {mount.name}"
+        if mount.trusted:
+            yield Check(name, "ok", f"{mount.path} is the root of the hierarchy")
+            continue
+        found = f"{mount.path} is not the root of the hierarchy, as in a private cgroup namespace: paths are not whole"
+        hint = "use the host's cgroup namespace, or mount its cgroup file system here and name it with --cgroupfs"
+        yield Check(name, "fail", found, hint)
+
+
+def _mounts_without_programs(settings: Settings) -> list[Mount]:
+    return cgroupfs.find_mounts(settings.cgroupfs, settings.procfs, btf.controllers(btf.read()), None)
+
+
+# ---- what only a running tracer knows ----
+
+
+def ways(features: Features, forced: Sequence[str] = ()) -> Iterator[Check]:
+    """Which way was taken where there are several, ``forced`` by PODTRACER_FORCE or not. The second best ones give
+    the same answers."""
+    yield _way(
+        "table",
+        features.no_table,
+        "slots are read from a mapped table, without a system call",
+        "slots are in a hash, read by a system call for each look-up",
+        "answers are the same; the table needs Linux 5.12",
+    )
+    yield _way(
+        "iterator",
+        features.no_iterator,
+        "processes that ran before are found by the task iterator",
+        "processes that ran before are found in /proc",
+        "answers are the same; starting takes longer",
+    )
+    if features.pidfs:
+        yield Check("pidfs", "ok", "processes are told apart by the inodes of their pidfds")
+    else:
+        found = "processes are told apart by their start times, with a pidfd held meanwhile"
+        why = "forced" if "starttime" in forced else "this kernel has no pidfs"
+        hint = "answers are the same; pidfs needs Linux 6.9"
+        yield Check("pidfs", "warn", f"{found}: {why}", hint)
+    if features.missing_tracepoints:
+        names = ", ".join(features.missing_tracepoints)
+        yield Check("tracepoints", "ok", f"all are attached but {names}, for which a kernel without v1 has no use")
+    else:
+        yield Check("tracepoints", "ok", "all are attached")
+
+
+def _way(name: str, reason: str | None, first: str, second: str, hint: str) -> Check:
+    if reason is None:
+        return Check(name, "ok", first)
+    return Check(name, "warn", f"{second}: {reason}", hint)
+
+
+def tracked(mount: Mount, *, certain: bool, elsewhere: bool) -> Check:
+    """The hierarchy in which containers are looked for; ``elsewhere`` while one seems to be in another one."""
+    where = f"{mount.name}, at {mount.path}"
+    if certain:
+        return Check("hierarchy", "ok", f"{where}: certain")
+    if elsewhere:
+        return Check(
+            "hierarchy", "warn", f"{where}, while a container was made in another one", "ask again in a moment"
+        )
+    return Check("hierarchy", "ok", f"{where}, until a pod's first container shows which one it is")
+
+
+def losses(counters: Mapping[str, int]) -> Check:
+    """What the kernel could not tell us, all of which is repaired by scans."""
+    text = ", ".join(f"{name} {counters.get(name, 0)}" for name in _LOST)
+    if any(counters.get(name, 0) for name in _LOST):
+        return Check("losses", "warn", text, "events may be missing; answers are repaired by a scan")
+    return Check("losses", "ok", text)
+
+
+def in_use(states: Mapping[str, SourceState], now: int) -> Check:
+    """Which source tells the pods, and since when."""
+    for name in ("pods-api", "kubelet"):
+        state = states.get(name)
+        if state is not None and state.ok:
+            return Check("source", "ok", f"pods come from {name}, since {_seconds(now - state.since)} ago")
+    runtime = states.get("cri")
+    known = " beyond what the runtime knows" if runtime is not None and runtime.ok else ""
+    found = f"nobody tells the pods: processes of pods stay pending{known}"
+    failing = next((state.error for state in states.values() if state.error is not None), None)
+    return Check("source", "warn", f"{found}: {failing}" if failing else found, "see kubelet and pods-api above")
+
+
+def self_test(tracer: Tracer) -> Check:
+    """A child is started, looked up by its pidfd and its PID, and looked up again after its end."""
+    name = "self-test"
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    fd = -1
+    try:
+        fd = os.pidfd_open(child.pid)
+        assert child.stdout is not None
+        child.stdout.read(1)  # it runs its program: fork and exec are over
+        by_pidfd = tracer.lookup_pidfd(fd)
+        began = time.perf_counter_ns()
+        by_pid = tracer.lookup(child.pid)
+        took = time.perf_counter_ns() - began
+        inode = pidfd.inode(fd) if tracer.features.pidfs else None
+        wrong = _misjudged(by_pidfd, by_pid, child.pid, inode)
+    finally:
+        child.kill()
+        child.communicate()
+        if fd >= 0:
+            os.close(fd)
+    after = tracer.lookup(child.pid)
+    if wrong is None and after.state is not State.GONE and after.key == by_pid.key:
+        wrong = f"a child that has ended is {after.state}, not gone"
+    if wrong is not None:
+        return Check(name, "fail", wrong, "this is a bug; please report it, with all that doctor says")
+    how = "by the inode of its pidfd" if inode is not None else "by its start time"
+    source = by_pid.process.source if by_pid.process else "slot"
+    found = f"a child was known by its {source}, told from others {how}, and gone after its end"
+    return Check(name, "ok", f"{found}; its look-up took {took / 1000:.0f} µs")
+
+
+def _misjudged(by_pidfd: Identity, by_pid: Identity, pid: int, inode: int | None) -> str | None:
+    """What is wrong with the answers about a child that lives."""
+    for how, identity in (("pidfd", by_pidfd), ("PID", by_pid)):
+        if identity.state is State.GONE:
+            return f"a living child is gone when it is looked up by its {how}"
+        if identity.key.pid != pid:
+            return f"a look-up by {how} of child {pid} answers for {identity.key.pid}"
+        if inode is not None and identity.key.ino != inode:
+            return f"a child's inode is {inode} by its pidfd, and {identity.key.ino} by its {how}'s look-up"
+        if identity.process is not None and identity.process.ppid != os.getpid():
+            return f"a child's parent is {identity.process.ppid}, not {os.getpid()}"
+    if by_pidfd.key != by_pid.key:
+        return "look-ups by pidfd and by PID answer for two processes"
+    return None
+
+
+# ---- pod data ----
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the sources told: ``fetch`` is a list of pods, from whichever had one."""
+
+    fetch: PodFetch | None = None
+    has_pods_api: bool = False
+
+
+def _listed(fetch: PodFetch) -> str:
+    count = len(fetch.pods.pods)
+    return f"{count} pod{'' if count == 1 else 's'}, {_seconds(boottime() - fetch.started)} old"
+
+
+def _list_check(name: str, where: str, fetch: PodFetch) -> Check:
+    if fetch.pods.skipped:
+        first = f"{len(fetch.pods.skipped)} pods cannot be used, such as: {fetch.pods.skipped[0]}"
+        hint = "identities of those stay pending; is this kubelet of a supported version?"
+        return Check(name, "warn", f"{where}: {_listed(fetch)}; {first}", hint)
+    return Check(name, "ok", f"{where}: {_listed(fetch)}")
+
+
+def pods_api(settings: Settings, found: _Found) -> Check:
+    """The kubelet's Pods API: its socket, and whether it lists the pods."""
+    from tracer.sources.cri import find_endpoint
+    from tracer.sources.pods_api import SOCKET, PodsApiClient
+
+    name = "pods-api"
+    if settings.pods_api == "none" or settings.kubelet == "none":
+        return Check(name, "ok", "not asked, as configured")
+    endpoint = find_endpoint((SOCKET,)) if settings.pods_api == "auto" else settings.pods_api
+    if endpoint is None:
+        return Check(name, "ok", f"no socket at {SOCKET}: the kubelet is asked over HTTP")
+    try:
+        with PodsApiClient(endpoint) as client:
+            fetch = client.list_pods()
+            where = client.url
+    except SourceError as error:
+        # While it fails the kubelet is asked over HTTP.
+        return failed(name, error, "warn" if _is_absent(endpoint) or settings.pods_api == "auto" else "fail")
+    found.fetch, found.has_pods_api = fetch, True
+    return _list_check(name, where, fetch)
+
+
+def kubelet(settings: Settings, found: _Found) -> Check:
+    """The kubelet over HTTP: which port and why, and whether it lists the pods. An absent one is a warning; one that
+    is there and does not serve us is not, unless the Pods API does in its place."""
+    from tracer.sources.finding import choose
+    from tracer.sources.kubelet import KubeletClient
+
+    name = "kubelet"
+    if settings.kubelet == "none":
+        return Check(name, "ok", "not asked, as configured")
+    choice = choose(settings)
+    url = choice.endpoint.url
+    try:
+        with KubeletClient(choice.endpoint, reload_interval=settings.reload_interval) as client:
+            fetch = client.fetch()
+    except SourceError as error:
+        absent = error.what == "connection refused"
+        return failed(name, error, "warn" if absent or found.has_pods_api else "fail")
+    found.fetch = found.fetch or fetch
+    return _list_check(name, choice.note or f"{url}, as configured", fetch)
+
+
+def runtime(settings: Settings) -> Check:
+    """The container runtime: its socket, and what it says it is."""
+    from tracer.sources.cri import ENDPOINTS, CriClient, find_endpoint
+
+    name = "cri"
+    later = "a container is known only once the kubelet lists it"
+    if settings.cri == "none":
+        return Check(name, "ok", f"not asked, as configured: {later}")
+    endpoint = find_endpoint() if settings.cri == "auto" else settings.cri
+    if endpoint is None:
+        hint = f"name its socket with --cri, or say --cri none; looked for {', '.join(ENDPOINTS)}"
+        return Check(name, "warn", f"no container runtime was found: {later}", hint)
+    try:
+        with CriClient(endpoint) as client:
+            version, url = client.version(), client.url
+            containers = len(client.list_containers())
+    except SourceError as error:
+        return failed(name, error, "warn" if _is_absent(endpoint) or settings.cri == "auto" else "fail")
+    said = f"{version.name} {version.version}, CRI {version.api_version}"
+    return Check(name, "ok", f"{url}: {said}, {containers} container{'' if containers == 1 else 's'}")
+
+
+def namespace_labels(settings: Settings, found: _Found) -> Check:
+    """The labels of namespaces, from the API server, where they are asked for."""
+    name = "namespace-labels"
+    if not settings.enable_namespace_labels:
+        return Check(name, "ok", "not asked for")
+    from tracer.sources.namespaces import NamespaceClient
+
+    pods = found.fetch.pods.pods if found.fetch else ()
+    names = sorted({pod.namespace for pod in pods if pod.namespace}) or ["default"]
+    client = NamespaceClient(reload_interval=settings.reload_interval)
+    try:
+        for namespace in names:
+            try:
+                client.labels(namespace)
+            except SourceError as error:
+                if error.status != 404:
+                    return failed(name, error)
+    finally:
+        client.close()
+    return Check(name, "ok", f"the API server tells those of {len(names)} namespace{'' if len(names) == 1 else 's'}")
+
+
+def _is_absent(endpoint: str) -> bool:
+    try:
+        return not stat.S_ISSOCK(os.stat(endpoint.removeprefix("unix://")).st_mode)
+    except OSError:
+        return True
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{max(0, nanoseconds) / 1e9:.1f} s"
+
+
+def daemon(path: str) -> Check:
+    """Whether a daemon accepts at a socket that was asked for by name."""
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(1.0)
+            sock.connect(path)
+    except OSError as error:
+        found = f"no daemon listens at {path}: {error.strerror or error}"
+        return Check("daemon", "fail", found, "start the daemon there, or add --standalone to do without one")
+    return Check("daemon", "ok", f"somebody listens at {path}")
+
+
+# ---- all of them ----
+
+
+def examine(settings: Settings, *, daemon_socket: str | None = None) -> Iterator[Check]:
+    """Every check, as it is made. ``daemon_socket`` is the one that was asked for by name."""
+    yield from guarded("kernel", lambda: kernel(os.uname().release))
+    yield from guarded("btf", type_information)
+    yield from guarded(
+        "capabilities",
+        lambda: capabilities(Path("/proc/self/status").read_text(encoding="ascii", errors="replace")),
+    )
+    yield from guarded("bcc", bcc)
+    if daemon_socket is not None:
+        yield from guarded("daemon", lambda: daemon(daemon_socket))
+    found = _Found()
+    yield from guarded("pods-api", lambda: pods_api(settings, found))
+    yield from guarded("kubelet", lambda: kubelet(settings, found))
+    yield from guarded("cri", lambda: runtime(settings))
+    yield from guarded("namespace-labels", lambda: namespace_labels(settings, found))
+    yield from _live(settings)
+
+
+def _live(settings: Settings) -> Iterator[Check]:
+    tracer = Tracer(settings, warn=_unheard, note=_unheard)
+    try:
+        tracer.start()
+    except Exception as error:
+        yield failed("programs", error)
+        yield from guarded("pid-namespace", lambda: _own_pid_namespace(settings))
+        yield from guarded("cgroups", lambda: hierarchies(_mounts_without_programs(settings)))
+        return
+    with closing(tracer):
+        yield Check("programs", "ok", "compiled, loaded and attached")
+        yield from guarded("tracepoints", lambda: ways(tracer.features, loader.forced()))
+        yield from guarded("pid-namespace", lambda: pid_namespace(tracer.header.ns_inum, tracer.header.ns_level))
+        yield from guarded("cgroups", lambda: hierarchies(tracer.mounts))
+        yield from guarded("hierarchy", lambda: _tracked(tracer))
+        yield from guarded("source", lambda: _in_use(tracer))
+        yield from guarded("self-test", lambda: self_test(tracer))
+        yield from guarded("losses", lambda: losses(tracer.counters()))
+
+
+def _unheard(_text: str) -> None:
+    """What the tracer warns of, the checks tell."""
+
+
+def _own_pid_namespace(settings: Settings) -> Check:
+    return pid_namespace(os.stat(os.path.join(settings.procfs, "self/ns/pid")).st_ino)
+
+
+def _tracked(tracer: Tracer) -> Check:
+    certain, elsewhere = tracer.certainty
+    return tracked(tracer.mount, certain=certain, elsewhere=elsewhere)
+
+
+def _in_use(tracer: Tracer) -> Check:
+    tracer.wait_synced(_SYNC_TIMEOUT)
+    return in_use(tracer.sources, boottime())
