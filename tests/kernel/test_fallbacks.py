@@ -20,7 +20,9 @@ from tracer.settings import Settings
 from tracer.sources.replay import ReplayKubelet
 
 pytestmark = pytest.mark.root
-WAYS = ["", "hash", "procfs", "starttime", "hash,procfs,starttime"]
+# All of them together on every kernel; one by one where it is quick.
+ONE_BY_ONE = [pytest.param(way, marks=pytest.mark.brisk) for way in ("hash", "procfs", "starttime")]
+WAYS = ["", *ONE_BY_ONE, "hash,procfs,starttime"]
 
 
 @pytest.mark.parametrize("ways", WAYS)

@@ -7,6 +7,7 @@ Whatever is downloaded comes through apt and pip, as they are set up on this mac
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -189,6 +190,9 @@ def _bootstrapped(suite: str) -> Path:
             run("debootstrap", "--variant=minbase", f"--include={','.join(DISTRIBUTION)}", suite, part, site)
             for path in USELESS:
                 shutil.rmtree(part / path, ignore_errors=True)
+        for old in folder.parent.glob(f"{suite}-*"):
+            if old != folder:
+                shutil.rmtree(old)
     return folder
 
 
@@ -219,11 +223,16 @@ def distribution(suite: str) -> Path:
     """The archive of a distribution with the project's environment in it."""
     wanted = (*dependencies(), *PYTHON, *BUILD_BACKEND)
     archive = cache() / "archives" / f"{suite}-{_key(DISTRIBUTION, wanted)}.cpio"
-    if not archive.exists():
-        root = _bootstrapped(suite)
-        _install(root)
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        _pack(root, (str(path.relative_to(root)) for path in _all_below(root)), archive)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with (cache() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at once would make the same
+        if not archive.exists():
+            root = _bootstrapped(suite)
+            _install(root)
+            _pack(root, (str(path.relative_to(root)) for path in _all_below(root)), archive)
+            for old in archive.parent.glob(f"{suite}-*"):
+                if old != archive:
+                    old.unlink()
     return archive
 
 

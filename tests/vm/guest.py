@@ -12,12 +12,13 @@ import platform
 import socket
 import struct
 import sys
-import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
 
+from tests.kernel.lab import Kernel
 from tests.vm.plan import selection
 
 SO_PEERPIDFD = 77
@@ -40,43 +41,30 @@ def _peer_pidfd() -> bool:
     return True
 
 
-def found() -> dict[str, Any]:
-    """Which kernel and user space this is, and which way the tracer takes here."""
-    facts: dict[str, Any] = {
+def machine() -> dict[str, Any]:
+    """Which kernel and user space this is."""
+    return {
         "release": platform.release(),
         "python": platform.python_version(),
         "peer_pidfd": _peer_pidfd(),
         "cpus": os.cpu_count(),
         "pid_max": int(Path("/proc/sys/kernel/pid_max").read_text()),
     }
-    try:
-        import bcc
 
-        from tracer.kernel import cgroupfs
-        from tracer.kernel.loader import Programs
 
-        facts["bcc"] = bcc.__version__
-        start = time.monotonic()
-        programs = Programs()
-        facts["seconds"] = round(time.monotonic() - start, 1)
-        header = programs.read_iterator()
-        mounts = cgroupfs.find_mounts(
-            "/sys/fs/cgroup", "/proc", programs.controllers, header[0].hierarchies if header else None
-        )
-        programs.attach()
-        features = programs.features
-        facts |= {
-            "no_table": features.no_table,
-            "no_iterator": features.no_iterator,
-            "pidfs": features.pidfs,
-            "missing_tracepoints": features.missing_tracepoints,
-            "hierarchies": [mount.name for mount in mounts],
-        }
-        programs.close()
-    except Exception as error:
-        notes = "\n".join(getattr(error, "__notes__", ()))
-        facts["error"] = f"{type(error).__name__}: {error}\n{notes[-8000:]}"
-    return facts
+def ways(kernel: Kernel) -> dict[str, Any]:
+    """Which ways the tracer takes here."""
+    import bcc
+
+    features = kernel.programs.features
+    return {
+        "bcc": bcc.__version__,
+        "no_table": features.no_table,
+        "no_iterator": features.no_iterator,
+        "pidfs": features.pidfs,
+        "missing_tracepoints": features.missing_tracepoints,
+        "hierarchies": list(kernel.mounts),
+    }
 
 
 class Told:
@@ -94,6 +82,14 @@ class Told:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """All that will run."""
         self.tell(collected=[item.nodeid for item in session.items])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+        """Once the programs are attached it is known which ways were taken."""
+        made = yield
+        if isinstance(made, Kernel) and fixturedef.argname == "attached":
+            self.tell(found=ways(made))
+        return made
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Told before, so that a test which takes the machine down is known."""
@@ -125,7 +121,7 @@ def main() -> int:
     os.environ["PODTRACER_TEST_LAB"] = str(Path("tests/kernel/lab").resolve())
     with open(sys.argv[1], "w", encoding="utf-8") as port:
         told = Told(port)
-        told.tell(found=found())
+        told.tell(found=machine())
         words = selection(asked["layout"], int(asked["cpus"]))
         code = pytest.main([*words, "-p", "no:cacheprovider", "--tb=short", "-q"], plugins=[told])
         told.tell(finished=int(code))

@@ -44,6 +44,12 @@ class Outcome:
         """Whether all is well."""
         return bool(self.passed) and not self.failed and not self.problem
 
+    def answer_for(self, tests: Sequence[str]) -> None:
+        """What was expected and has no result has failed."""
+        for test in tests:
+            if test not in self.passed:
+                self.failed.setdefault(test, "has no result")
+
     def line(self) -> str:
         """One line for people, and for whoever counts."""
         release = self.found.get("release", self.case.series)
@@ -74,7 +80,7 @@ def listen(running: Running, outcome: Outcome) -> None:
     try:
         for line in running.told():
             if "found" in line:
-                outcome.found = line["found"]
+                outcome.found |= line["found"]
             elif "started" in line:
                 started = line["started"]
             elif "ended" in line and line["outcome"] == "passed":
@@ -91,8 +97,8 @@ def listen(running: Running, outcome: Outcome) -> None:
         outcome.problem += f"; its console ends:\n{running.last_words()}"
         if started and started not in outcome.passed:
             outcome.failed.setdefault(started, "the machine stopped or hung in this test")
-    elif "error" in outcome.found:
-        outcome.problem = f"the programs do not load there: {outcome.found['error']}"
+    elif "bcc" not in outcome.found:
+        outcome.problem = "the programs do not load there"
 
 
 def boot(case: Case, kernel: build.Kernel, initramfs: Path, tests: Sequence[str]) -> Outcome:
@@ -103,9 +109,7 @@ def boot(case: Case, kernel: build.Kernel, initramfs: Path, tests: Sequence[str]
         machine = Machine(kernel.image, initramfs, arguments, cpus=case.cpus)
         with Running(machine, Path(folder)) as running:
             listen(running, outcome)
-    for test in tests:
-        if test not in outcome.passed:
-            outcome.failed.setdefault(test, "has no result")
+    outcome.answer_for(tests)
     outcome.seconds = time.monotonic() - start
     return outcome
 

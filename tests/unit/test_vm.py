@@ -1,0 +1,143 @@
+"""The plan of virtual machines, and what is said of one that goes down; without booting any."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import document, run
+from tests.vm.build import newest
+from tests.vm.document import BEGIN, DOCUMENT, END, HEAD
+from tests.vm.plan import CASES, LEFT_OUT, PROJECT, TAKEN_ALL_THE_SAME, Case, selection
+
+CASE = Case("6.1", "bookworm-security", "unified", "bookworm")
+FOUND = {
+    "release": "6.1.0-56-cloud-amd64",
+    "bcc": "0.26.0",
+    "python": "3.11.2",
+    "no_table": None,
+    "no_iterator": None,
+    "pidfs": False,
+    "peer_pidfd": False,
+}
+ONE, TWO = "tests/kernel/test_a.py::test_one", "tests/kernel/test_a.py::test_two"
+
+
+class Told:
+    """A machine that says these lines and is off, or hangs."""
+
+    def __init__(self, *lines: dict[str, Any], hangs: bool = False) -> None:
+        self._lines, self._hangs = lines, hangs
+
+    def told(self) -> Iterator[dict[str, Any]]:
+        yield from self._lines
+        if self._hangs:
+            raise TimeoutError("nothing was heard for 300 s")
+
+    def last_words(self) -> str:
+        return "Kernel panic - not syncing"
+
+
+def _outcome(*lines: dict[str, Any], hangs: bool = False) -> run.Outcome:
+    outcome = run.Outcome(CASE)
+    run.listen(Told(*lines, hangs=hangs), outcome)  # type: ignore[arg-type]
+    outcome.answer_for([ONE, TWO])
+    return outcome
+
+
+def _passed(test: str) -> list[dict[str, Any]]:
+    return [{"started": test}, {"ended": test, "outcome": "passed", "seconds": 1, "text": ""}]
+
+
+def test_a_machine_on_which_all_passed_is_good() -> None:
+    """Every expected test has passed and the run was told finished: nothing is wrong."""
+    outcome = _outcome({"found": FOUND}, *_passed(ONE), *_passed(TWO), {"finished": 0})
+    assert outcome.good
+    assert "2 passed, 0 failed" in outcome.line()
+
+
+def test_a_test_without_result_is_a_failure() -> None:
+    """A test that was expected and never ran fails by name, although the run finished well."""
+    outcome = _outcome({"found": FOUND}, *_passed(ONE), {"finished": 0})
+    assert outcome.failed == {TWO: "has no result"}
+    assert not outcome.good
+
+
+def test_a_skip_is_a_failure() -> None:
+    """A test that was skipped there is no test that passed."""
+    skip = {"ended": TWO, "outcome": "skipped", "seconds": 0, "text": "needs gcc"}
+    outcome = _outcome({"found": FOUND}, *_passed(ONE), {"started": TWO}, skip, {"finished": 0})
+    assert list(outcome.failed) == [TWO]
+    assert "needs gcc" in outcome.report()
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_machine_that_goes_down_names_the_test(hangs: bool) -> None:
+    """A machine that panics or hangs fails by its name and the test's, with the end of its console."""
+    outcome = _outcome({"found": FOUND}, *_passed(ONE), {"started": TWO}, hangs=hangs)
+    assert list(outcome.failed) == [TWO]
+    assert "in this test" in outcome.failed[TWO]
+    assert CASE.name in outcome.report()
+    assert "Kernel panic" in outcome.report()
+
+
+def test_a_machine_that_does_not_boot_fails_every_test() -> None:
+    """A machine that never says a word has failed in all of its tests."""
+    outcome = _outcome()
+    assert "did not boot" in outcome.problem
+    assert set(outcome.failed) == {ONE, TWO}
+
+
+def test_programs_that_do_not_load_are_a_problem() -> None:
+    """A kernel that takes no program is named as such, with the verifier's words from the tests that met them."""
+    refused = {"ended": ONE, "outcome": "failed", "seconds": 1, "text": "[setup]\nMissingError: R1 invalid"}
+    outcome = _outcome({"found": {"release": "6.1.0"}}, {"started": ONE}, refused, {"finished": 1})
+    assert "do not load" in outcome.problem
+    assert "R1 invalid" in outcome.report()
+
+
+def test_what_is_left_out_is_there() -> None:
+    """Every test file that the plan leaves out, or takes one test of, exists."""
+    for name in (*LEFT_OUT, *(test.partition("::")[0] for test in TAKEN_ALL_THE_SAME)):
+        assert (PROJECT / name).is_file(), name
+
+
+def test_every_mark_that_a_machine_goes_without_another_has() -> None:
+    """What one layout or number of CPUs has no place for runs on another machine of the plan, or on a hybrid host."""
+    for mark in ("v1", "v2", "several", "smp"):
+        assert any(f"not {mark}" not in selection(case.layout, case.cpus)[-1] for case in CASES), mark
+
+
+def test_the_newest_kernel_is_the_highest_version() -> None:
+    """Releases are compared as versions, not as text."""
+    names = [f"linux-image-6.1.0-{number}-cloud-amd64" for number in (9, 56, 10)]
+    assert newest(names) == "linux-image-6.1.0-56-cloud-amd64"
+
+
+def test_the_document_has_a_row_for_each_machine() -> None:
+    """docs/kernels.md was written by a run of the plan as it is: a row for each kernel, layout and user space."""
+    written = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0].removeprefix("\n").removeprefix(HEAD)
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in written.splitlines()}
+    for case in CASES:
+        series = next((row[0] for row in rows if row[0].endswith("(sid)")), "") if case.suite == "sid" else case.series
+        assert (series, case.layout, document.SPACES[case.space]) in rows, case.name
+    assert len(rows) == len(CASES)
+
+
+def test_a_document_that_says_otherwise_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that differs is refused when it is only checked, else written; the newest kernel's number alone is no
+    difference."""
+    page = tmp_path / "kernels.md"
+    page.write_text(f"# Head\n{BEGIN}\n{END}\ntail\n")
+    monkeypatch.setattr(document, "DOCUMENT", page)
+    sid = dataclasses.replace(CASE, series="newest", suite="sid")
+    assert not document.update({sid: FOUND}, only_check=True)
+    assert document.update({sid: FOUND}, only_check=False)
+    assert "| 6.1 (sid) | unified | Debian 12 | 0.26 | 3.11 | mapped table | start time |" in page.read_text()
+    assert page.read_text().endswith(f"{END}\ntail\n")
+    assert document.update({sid: {**FOUND, "release": "6.2.1"}}, only_check=True)
+    assert not document.update({sid: {**FOUND, "pidfs": True}}, only_check=True)
