@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tracer.sources.pods_source import PodsApiSource
 
 Name = Literal["pods-api", "kubelet", "cri", "namespaces"]
+# A kubelet that starts again lists no pods, or static ones only, until it has heard from the API server. For this long
+# after a failure its list takes no pod away.
+_STARTING = 30_000_000_000
 _log = logging.getLogger("podtracer")
 
 
@@ -219,9 +222,15 @@ class PodSources:
 
     def _on_pods(self, name: Name, fetch: PodFetch) -> None:
         pods, complete = fetch.pods.pods, not fetch.pods.skipped
+        if name == "kubelet" and self._may_be_starting():
+            complete = False
         self._apply(lambda now: self._index.pods(pods, fetch.started, complete=complete, source=name, now=now))
         self._tell_disputes()
         self._heard(name)
+
+    def _may_be_starting(self) -> bool:
+        states = [source.state for source in (self._kubelet, self._pods_api) if source is not None]
+        return any(state.failures and boottime() - state.since < _STARTING for state in states)
 
     def _on_change(self, pod: Pod, at: int) -> None:
         self._apply(lambda now: self._index.pod_changed(pod, at, now))
