@@ -146,14 +146,16 @@ class CgroupNames:
             return None  # ESTALE: removed
         try:
             return os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            return None  # ENAMETOOLONG: who may write a cgroup can nest it deeper than a path can be long
         finally:
             os.close(fd)
 
     def chain(self, cgroup: int) -> list[tuple[int, str]] | None:
         """(id, name) of each cgroup from below the root down to this one; empty for the root itself.
 
-        ``None`` where it cannot be told: removed, or a mount whose paths are not to be trusted. Names are decoded as
-        everywhere (``backslashreplace``).
+        ``None`` where it cannot be told: removed, a path of more than 4,095 bytes, or a mount whose paths are not to be
+        trusted. Names are decoded as everywhere (``backslashreplace``).
         """
         if not self.mount.trusted:
             return None

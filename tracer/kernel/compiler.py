@@ -7,7 +7,6 @@ gone. The maps and programs live on by their descriptors.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from tracer.errors import TracerError
 from tracer.kernel import btf
+from tracer.kernel.memory import give_back
 
 PROGRAMS = ("fork", "exec", "exit", "attach", "transfer", "mkdir", "rmdir", "release", "rename")
 MAPS = ("settings", "counters", "spill", "processes", "cgroups")
@@ -29,10 +29,11 @@ def _load(request: dict[str, Any], flags: list[str], *, table: bool) -> tuple[di
 
     sources = request["sources"]
     os.environ["BCC_KERNEL_SOURCE"] = sources
+    give_back()
     cflags = [*flags, f"-I{sources}", *(["-DTRACER_TABLE"] if table else []), *request["flags"]]
     module = BPF(src_file=os.path.join(sources, "tracer.bpf.c").encode(), cflags=cflags)
     # The compiler is done; what it freed is 17 MB, and loading the iterator wants 12 of them for the kernel's BTF.
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     fds = {f"map:{name}": module[name].map_fd for name in (*MAPS, *(("table",) if table else ()))}
     for name in PROGRAMS:
         fds[f"program:{name}"] = module.load_func(f"on_{name}", _RAW_TRACEPOINT).fd

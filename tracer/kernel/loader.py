@@ -13,7 +13,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,17 @@ from pathlib import Path
 from tracer.errors import MissingError, PermissionMissing, TracerError, UsageError
 from tracer.kernel import bpf, wire
 from tracer.kernel.btf import VMLINUX
+from tracer.kernel.memory import give_back
 from tracer.kernel.rings import Ring
 from tracer.kernel.slots import HashSlots, Slots, TableSlots
 
 FORCEABLE = ("hash", "procfs", "starttime")
 _COMPILE_TIMEOUT = 120.0  # seconds; half a second on real machines, some under emulation
-# The child is what fills a memory limit: have malloc give back what it can. PYTHONPATH: it runs this very package.
+# The child is what fills a memory limit: have malloc give back what it can, and let it find modules where we do, this
+# very package first, without running the site's start-up again (-S), which is 2 MB.
 _CHILD_ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(
-        [str(Path(__file__).resolve().parent.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        filter(None, [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH"), *sys.path])
     ),
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -111,10 +112,12 @@ def _compile(
         "btf": btf_path,
         "no_table": no_table,
     }
-    with ours, tempfile.TemporaryFile() as noise:
+    # In memory: what is imported for a temporary file is not needed again.
+    with ours, open(os.memfd_create("podtracer-compiler"), "w+b") as noise:
         with theirs:
+            give_back()
             child = subprocess.Popen(
-                [sys.executable, "-m", "tracer.kernel.compiler", str(theirs.fileno())],
+                [sys.executable, "-S", "-m", "tracer.kernel.compiler", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
