@@ -98,6 +98,26 @@ def test_a_rename_moves_the_subtree(make_cgroup: MakeCgroup) -> None:
             names.close()
 
 
+def test_a_path_too_long_to_be_read_is_no_name(kernel: Kernel, make_cgroup: MakeCgroup) -> None:
+    """Cgroups nested deeper than a path can be long, as whoever may write one can make them, have no name, and that
+    is no error."""
+    cgroup = make_cgroup("nested")
+    fds = [os.open(cgroup.folder, os.O_RDONLY)]
+    names = CgroupNames(kernel.mount)
+    try:
+        for _ in range(20):
+            os.mkdir("n" * 250, dir_fd=fds[-1])
+            fds.append(os.open("n" * 250, os.O_RDONLY, dir_fd=fds[-1]))
+        assert names.chain(os.stat(fds[5]).st_ino) is not None
+        assert names.chain(os.stat(fds[-1]).st_ino) is None
+    finally:
+        names.close()
+        os.close(fds.pop())
+        while fds:
+            os.rmdir("n" * 250, dir_fd=fds[-1])
+            os.close(fds.pop())
+
+
 def test_a_removed_cgroup_has_no_name(kernel: Kernel, make_cgroup: MakeCgroup) -> None:
     """Asking for the name of a removed cgroup's id answers none, never another cgroup's name."""
     cgroup = make_cgroup("short-lived")
