@@ -6,7 +6,9 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
+from contextlib import suppress
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 0)
 _MAP_LOOKUP_ELEM, _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 1, 5, 17, 28, 32, 33
@@ -35,14 +37,24 @@ _EXCHANGE = ((0xB7, 1, 0, 0), (0x7B, 0x1A, -8, 0), (0xDB, 0x1A, -8, 0xE1), (0xB7
 def refuses_exchange() -> bool:
     """Whether the verifier refuses an atomic exchange, as it does before commit 5ffa25502b5a (5.12). Tried with a
     program of five instructions; any other failure is for whoever loads the real ones to find."""
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    try:
+        # Before 5.11 all of a user's maps and programs count as locked memory, so that a second tracer finds no room.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        _load_exchange()
+    except OSError as error:
+        return error.errno == errno.EINVAL
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+    return False
+
+
+def _load_exchange() -> None:
     program = ctypes.create_string_buffer(b"".join(struct.pack("<BBhi", *words) for words in _EXCHANGE))
     license_ = ctypes.create_string_buffer(b"GPL")
     addresses = (ctypes.addressof(program), ctypes.addressof(license_))
-    try:
-        os.close(_bpf(_PROG_LOAD, struct.pack("<IIQQIIQII", _SOCKET_FILTER, len(_EXCHANGE), *addresses, 0, 0, 0, 0, 0)))
-    except OSError as error:
-        return error.errno == errno.EINVAL
-    return False
+    os.close(_bpf(_PROG_LOAD, struct.pack("<IIQQIIQII", _SOCKET_FILTER, len(_EXCHANGE), *addresses, 0, 0, 0, 0, 0)))
 
 
 def attach_raw_tracepoint(name: str, program: int) -> int:
