@@ -247,15 +247,13 @@ def _all_below(root: Path) -> Iterator[Path]:
 
 def _pack(root: Path, names: Iterable[str], archive: Path) -> None:
     part = archive.with_suffix(f".part-{os.getpid()}")
-    with part.open("wb") as out:
-        subprocess.run(
-            ["cpio", "--create", "--format=newc", "--quiet", "--null", "--owner=0:0"],
-            input="\0".join(names).encode(),
-            stdout=out,
-            cwd=root,
-            check=True,
-        )
-    part.rename(archive)
+    command = ["cpio", "--create", "--format=newc", "--quiet", "--null", "--owner=0:0"]
+    try:
+        with part.open("wb") as out:
+            subprocess.run(command, input="\0".join(names).encode(), stdout=out, cwd=root, check=True)
+        part.rename(archive)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def checkout(folder: Path) -> Path:
