@@ -10,8 +10,9 @@ import pytest
 from tests.kernel.conftest import MakeCgroup, Run
 from tests.kernel.lab import Kernel
 from tests.waiting import until
+from tracer.errors import MissingError
 from tracer.identity.index import Index
-from tracer.kernel.cgroupfs import CgroupNames, Mount, parse_mountinfo
+from tracer.kernel.cgroupfs import CgroupNames, Mount, find_mounts, parse_mountinfo
 from tracer.kernel.loader import HierarchyInfo
 from tracer.model import CgroupEventKind, ProcessEventKind
 
@@ -126,6 +127,13 @@ def test_a_removed_cgroup_has_no_name(kernel: Kernel, make_cgroup: MakeCgroup) -
     cgroup.folder.rmdir()
     assert names.chain(cgroup.id) is None
     names.close()
+
+
+def test_without_procfs_its_place_is_asked_for(tmp_path: Path) -> None:
+    """A folder that is no procfs is told as what is missing, not as an internal error."""
+    with pytest.raises(MissingError, match="procfs cannot be read: No such file or directory") as raised:
+        find_mounts("/sys/fs/cgroup", str(tmp_path), {}, None)
+    assert (raised.value.obj, raised.value.hint) == (str(tmp_path), "name its place with --procfs")
 
 
 def test_a_mount_that_is_not_the_root_tells_no_names(kernel: Kernel, make_cgroup: MakeCgroup) -> None:

@@ -84,7 +84,12 @@ def find_mounts(
     ``controllers`` is the kernel's numbering; ``hierarchies`` what the iterator told, ``None`` without it: then the
     numbers come from ``/proc/self/cgroup``, and a mount is trusted in the initial cgroup namespace.
     """
-    text = Path(procfs, "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    try:
+        text = Path(procfs, "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise MissingError(
+            f"procfs cannot be read: {error.strerror}", procfs, "name its place with --procfs"
+        ) from error
     told = {info.subsys: info for info in hierarchies or _from_procfs(procfs, controllers)}
     initial = os.stat(os.path.join(procfs, "self/ns/cgroup")).st_ino == _INITIAL_CGROUP_NAMESPACE
     found: dict[int, Mount] = {}
