@@ -108,6 +108,15 @@ def test_without_snapshot_the_tracer_is_asked_for_none_and_counting_starts_at_on
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+@pytest.mark.parametrize("waiting", [1, 255, 256, 257, 513, 2000])
+def test_every_event_that_waits_is_written(waiting: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """However many events wait at once, each is written, once and in order."""
+    tracer = FakeTracer(events=[event("exec", pid) for pid in range(1, waiting + 1)])
+    assert watch(tracer, "--no-snapshot", "--count", str(waiting), "-o", "json") == 0
+    written = [json.loads(line)["pid"] for line in capsys.readouterr().out.splitlines()]
+    assert written == list(range(1, waiting + 1))
+
+
 def test_a_duration_ends_a_busy_watch_too(capsys: pytest.CaptureFixture[str]) -> None:
     def busy() -> Iterator[Event]:
         while True:

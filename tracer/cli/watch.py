@@ -131,7 +131,9 @@ def _follow(
                 return
             continue
         batch: list[Event] = []
-        for _ in range(_BATCH):
+        seen = 0
+        while event is not None:
+            seen += 1
             is_counting = is_counting or event.event == "synced"
             if event.identity is None or matches(event.identity, wanted):
                 batch.append(event)
@@ -139,7 +141,6 @@ def _follow(
                     left -= 1
                     if left == 0:
                         break
-            event = watch.next(0)
-            if event is None:
-                break
+            # Only what is written may be taken from the queue.
+            event = watch.next(0) if seen < _BATCH else None
         printer.batch(batch, clock.read())
