@@ -12,7 +12,16 @@ def boottime() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+_SLACK = 0.1  # seconds: less is the jitter of reading two clocks, or slewing; more means that the clock was set
+_boot = 0.0
+
+
 def read() -> Clock:
-    """Both clocks, read together; taken anew for each use, since the wall clock may be set."""
+    """Both clocks, read together. The time of boot stays as it was first found unless the wall clock was set, so that
+    a process has the same start time in every answer."""
+    global _boot
     now = boottime()
-    return Clock(now, time.time() - now / 1e9)
+    boot = time.time() - now / 1e9
+    if abs(boot - _boot) > _SLACK:
+        _boot = boot
+    return Clock(now, _boot)

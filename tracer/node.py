@@ -148,9 +148,10 @@ class Tracer:
             self._thread = None
         for watch in tuple(self._watches):
             watch.close()
-        if self._feed is not None:
-            self._feed.close()
-            self._feed = None
+        feed, self._feed = self._feed, None  # look-ups that come from now on are told so
+        if feed is not None:
+            with self._lock:
+                feed.close()
         if self._wake >= 0:
             os.close(self._wake)
             self._wake = -1
@@ -231,6 +232,17 @@ class Tracer:
 
     def _lookup(self, pid: int, *, verify: bool) -> Identity:
         feed = self._live
+        try:
+            return self._lookup_in(feed, pid, verify)
+        except ValueError:
+            self._check_running()  # what was mapped is not any more: it was closed meanwhile
+            raise
+
+    def _check_running(self) -> None:
+        """Raises ``RuntimeError`` once the tracer was closed."""
+        _ = self._live
+
+    def _lookup_in(self, feed: Feed, pid: int, verify: bool) -> Identity:
         if feed.behind() and feed.lock.acquire(blocking=False):
             try:
                 feed.drain()

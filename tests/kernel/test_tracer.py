@@ -318,3 +318,37 @@ def test_closing_a_watch_ends_its_iteration(node: Node) -> None:
     threading.Timer(0.1, watch.close).start()
     assert all(event.event in ("synced", "fork", "exec", "exit", "move", "resolved") for event in watch)
     assert node.tracer.lookup(os.getpid()).state is State.HOST
+
+
+def test_a_tracer_that_is_closed_meanwhile_says_so() -> None:
+    """Look-ups that run in other threads while the tracer is closed end with an answer or with the error that says that
+    it is not running, nothing else."""
+    for _ in range(3):
+        tracer = Tracer(Settings(kubelet="none", cri="none"))
+        tracer.start()
+        ends: list[str] = []
+
+        def ask(tracer: Tracer = tracer, ends: list[str] = ends) -> None:
+            try:
+                while True:
+                    tracer.lookup(os.getpid())
+            except BaseException as error:
+                ends.append(type(error).__name__)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)  # they are to be in the midst of it
+        tracer.close()
+        for thread in threads:
+            thread.join(20)
+        assert ends == ["RuntimeError"] * 4
+
+
+def test_starting_and_closing_leaves_nothing_open() -> None:
+    """After ten tracers were started and closed in a process it has as many descriptors and threads as before."""
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(10):
+        with Tracer(Settings(kubelet="none", cri="none")):
+            pass
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
