@@ -161,7 +161,8 @@ class Verdicts:
             # Outside all pods a name proves little: any user with a delegated subtree can give it. So it counts only
             # while no container's own cgroup has it, and not for one that has ended.
             ended = container.state == "terminated" and entry.live and entry.pod is None
-            if ended or any(other.root is not None for other in self._tree.named(entry.ref.container_id)):
+            new = entry.pod is None and self._has_pods()
+            if ended or new or any(other.root is not None for other in self._tree.named(entry.ref.container_id)):
                 entry.pod = entry.container = None
                 return _first(entry)
         elif entry.live and self._tree.root is None:
@@ -169,6 +170,11 @@ class Verdicts:
             return _first(entry)
         self._compare(entry, container)
         return self._resolve(entry, pod, container, self.source, settled=True)
+
+    def _has_pods(self) -> bool:
+        """Whether this node puts containers below pods' cgroups. Then one elsewhere that is called like a container is
+        only called so, also while a list that lags behind still has a container that ended long ago."""
+        return self._tree.root is not None or any(other.root is not None for other in self._tree.containers())
 
     def _told_by_runtime(self, entry: Entry) -> Workload | None:
         """What follows from the runtime's word for a container that no list has yet; ``None`` if it has none.
@@ -184,7 +190,7 @@ class Verdicts:
             return None
         if ref.pod_uid is not None and not same_uid(record.pod_uid, ref.pod_uid):
             return self._unknown(entry, "conflict", "the runtime has it in another pod than the one its cgroup names")
-        if entry.root is None and any(other.root is not None for other in self._tree.named(ref.container_id)):
+        if entry.root is None and self._has_pods():
             return _first(entry)
         pod = self._table.by_uid.get(record.pod_uid) if self._table else None
         if pod is None:
