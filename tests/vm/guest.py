@@ -116,9 +116,6 @@ class Told:
 def main() -> int:
     """Runs the tests that the kernel's command line asks for."""
     asked = arguments()
-    os.environ["PODTRACER_TEST_SLOW"] = asked["slow"]
-    os.environ["PODTRACER_TEST_REQUIRE"] = "1"
-    os.environ["PODTRACER_TEST_LAB"] = str(Path("tests/kernel/lab").resolve())
     with open(sys.argv[1], "w", encoding="utf-8") as port:
         told = Told(port)
         told.tell(found=machine())

@@ -24,6 +24,7 @@ esac
 ip link set lo up
 echo "$(argument pid_max)" >/proc/sys/kernel/pid_max
 cd /opt/podtracer || exit 1
+export PODTRACER_TEST_SLOW="$(argument slow)" PODTRACER_TEST_REQUIRE=1 PODTRACER_TEST_LAB="$PWD/tests/kernel/lab"
 .venv/bin/python -P -m tests.vm.guest /dev/ttyS1
 echo "the tests ended with $?"
 sync
