@@ -37,6 +37,7 @@ def _lives(runc: Runc, pod: FakePod, kubelet: ReplayKubelet, cgroup: str, *, v2:
     assert not [path for path in cgroup_folders(cgroup) if Path(path).exists()]
 
 
+@pytest.mark.brisk
 def test_a_container_is_its_pods_in_a_kubelets_cgroup(runc: Runc, pod: FakePod, kubelet: ReplayKubelet) -> None:
     """A container that runc puts where the cgroupfs driver has it is its pod's, watched from before its start."""
     _lives(runc, pod, kubelet, pod.cgroup())

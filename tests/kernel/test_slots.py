@@ -153,6 +153,7 @@ def test_a_move_is_never_lost_to_an_exec(make_cgroup: MakeCgroup, lab_binary: Pa
 
 @pytest.mark.root
 @pytest.mark.smp
+@pytest.mark.brisk
 def test_the_race_is_lost_without_the_second_read(make_cgroup: MakeCgroup, lab_binary: Path, tmp_path: Path) -> None:
     """The test above can fail: programs that store once, without reading again, leave wrong slots for ever."""
     cgroup = make_cgroup("raced")

@@ -345,6 +345,7 @@ def test_a_tracer_that_is_closed_meanwhile_says_so() -> None:
         assert ends == ["RuntimeError"] * 4
 
 
+@pytest.mark.brisk
 def test_starting_and_closing_leaves_nothing_open() -> None:
     """After ten tracers were started and closed in a process it has as many descriptors and threads as before."""
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
