@@ -4,7 +4,10 @@
     ├── UsageError                  exit 2   what the user typed or configured
     ├── InputError                  exit 2   a file or body that is not what it should be
     ├── MissingError                exit 69  something the machine lacks: BTF, bcc, a cgroup mount, a newer kernel
+    │   └── DaemonUnreachable       exit 69  no daemon accepts at the socket, or the connection to it broke
     ├── PermissionMissing           exit 77  not root, or a capability short
+    ├── BusyError                   exit 75  another daemon has the socket
+    ├── DaemonError                 exit 70  the daemon answered with an error; 77 where it refused
     ├── SourceError                 exit 75  a kubelet or runtime that did not answer; what was known stays
     └── ParityError                 exit 1   SPIRE's rules end in an error for this process
 
@@ -54,10 +57,32 @@ class MissingError(TracerError):
     exit_code = 69
 
 
+class DaemonUnreachable(MissingError):  # noqa: N818 - it reads as what it says
+    """No daemon accepts at the socket, or the connection to it broke and could not be made again in time."""
+
+
 class PermissionMissing(TracerError):  # noqa: N818 - it reads as what it says
     """Not root, or without a capability that is needed."""
 
     exit_code = 77
+
+
+class BusyError(TracerError):
+    """Something that only one may have is another's, who is named."""
+
+    exit_code = 75
+
+
+class DaemonError(TracerError):
+    """The daemon answered with an error; ``code`` is its fixed word (``bad_request``, ``permission_denied`` …)."""
+
+    def __init__(self, code: str, what: str, obj: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what, obj, hint)
+        self.code = code
+        if code == "permission_denied":
+            self.exit_code = PermissionMissing.exit_code
+        elif code == "not_ready":
+            self.exit_code = SourceError.exit_code
 
 
 class SourceError(TracerError):

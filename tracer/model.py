@@ -270,8 +270,8 @@ class Identity(NamedTuple):
         """The answer as it is written as JSON: every key is always there, unknown is ``None``."""
         w, p, c = self.workload, self.process, self.cgroup
         return {
-            "pid": self.key.pid,
-            "asked": self.asked,
+            "pid": self.key.pid or None,
+            "asked": self.asked or None,
             "start_time": clock.rfc3339(p.start) if p and p.start else None,
             "ppid": p.ppid if p else None,
             "comm": p.comm if p else None,
