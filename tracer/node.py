@@ -17,25 +17,23 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from tracer import pidfd
 from tracer.clock import boottime
 from tracer.errors import TracerError
 from tracer.feed import Feed
 from tracer.identity.explained import Explained
-from tracer.identity.index import Index, Rules, gone
-from tracer.kernel import machine, procfs
-from tracer.kernel.cgroupfs import Mount, readable
+from tracer.identity.index import Index, Rules
+from tracer.kernel import machine
+from tracer.kernel.cgroupfs import Mount
 from tracer.kernel.loader import Features, Programs, ScanHeader
-from tracer.kernel.slots import Slot
-from tracer.model import Event, Identity, Process, ProcessKey, Source, State
+from tracer.lookups import Lookups, Mode
+from tracer.model import Event, Identity, State
 from tracer.podsources import PodSources
 from tracer.settings import Settings
-from tracer.spire_view import Answer, SpireView, ViewWatch
+from tracer.spire_view import ViewWatch
 from tracer.watching import Watch
 
 if TYPE_CHECKING:
     from tracer.identity.entries import Entries
-    from tracer.issuing import Issuing
     from tracer.sources.entries_file import EntriesFile
     from tracer.sources.kubelet import SourceState
 
@@ -75,17 +73,16 @@ class Tracer:
             )
         )
         self._watches: list[Watch] = []
+        self._listeners: list[Callable[[], None]] = []
         self._news = threading.Condition()
         self._synced = False
-        self._issuing: Issuing | None = None
         self._entries_file: EntriesFile | None = None
         self._thread: threading.Thread | None = None
         self._feed: Feed | None = None
         self._wake = -1
         self._stopping = False
-        self._view = SpireView(
-            self._index, self.settings.procfs, self._read_of, changes_mode=self.settings.mode == "parity"
-        )
+        self._lookups = Lookups(self._index, self.settings, lambda: self._live, self._publish)
+        self._view = self._lookups.view
         # Watches that want to know of moves in every hierarchy.
         self._all_moves: list[Watch] = []
         self._lock = threading.RLock()
@@ -95,7 +92,7 @@ class Tracer:
             lock=self._lock,
             drain=self._drain,
             publish=self._publish,
-            on_change=self._prepare_issuing,
+            on_change=self._changed,
             on_first=self._set_synced,
             warn=self._warn,
             note=self._note,
@@ -218,172 +215,72 @@ class Tracer:
 
     # ---- asking ----
 
-    def lookup(self, pid: int, *, verify: bool = False, parity: bool = False) -> Identity:
+    def lookup(
+        self,
+        pid: int,
+        *,
+        verify: bool = False,
+        parity: bool = False,
+        mode: Mode | None = None,
+        container_selectors: bool = True,
+    ) -> Identity:
         """Who has this PID. A thread's ID is answered as its process (``asked`` keeps the number).
 
         The answer is for whoever had the PID when the slot was read. ``verify`` makes sure that the process still
         lived after that, at the price of two system calls; before pidfs (Linux 6.9) that is always done. ``parity``
         also says whether SPIRE's rules give the same container, from the process's files, which parity mode reads
-        always.
+        always. ``mode`` is the rule of this answer where it is not that of the settings; without
+        ``container_selectors`` those of the pod are given alone, which need no container to be listed.
         """
-        if parity or self._view.changes_mode:
-            return self._filled(*self._with_answer(pid))
-        return self._lookup(pid, verify=verify)
+        return self._lookups.lookup(
+            pid, verify=verify, parity=parity, mode=mode, container_selectors=container_selectors
+        )
 
-    def _lookup(self, pid: int, *, verify: bool) -> Identity:
-        feed = self._live
-        try:
-            return self._lookup_in(feed, pid, verify)
-        except ValueError:
-            self._check_running()  # what was mapped is not any more: it was closed meanwhile
-            raise
-
-    def _check_running(self) -> None:
-        """Raises ``RuntimeError`` once the tracer was closed."""
-        _ = self._live
-
-    def _lookup_in(self, feed: Feed, pid: int, verify: bool) -> Identity:
-        if feed.behind() and feed.lock.acquire(blocking=False):
-            try:
-                feed.drain()
-            finally:
-                feed.lock.release()
-        slot = feed.programs.slots.read(pid)
-        if slot is None or verify or not feed.programs.features.pidfs:
-            return self._lookup_pinned(pid)
-        return self._answer(pid, slot)
-
-    def lookup_pidfd(self, fd: int) -> Identity:
+    def lookup_pidfd(
+        self, fd: int, *, parity: bool = False, mode: Mode | None = None, container_selectors: bool = True
+    ) -> Identity:
         """Who the process behind a pidfd is; ``gone`` once it has ended, whoever has its number then."""
-        pid = pidfd.number(fd)
-        if pid is None or not pidfd.alive(fd):
-            return gone(pid or 0)
-        feed = self._live
-        slot = feed.programs.slots.read(pid) or self._repair(pid, fd)
-        if slot is None or (feed.programs.features.pidfs and slot.ino != pidfd.inode(fd)):
-            return gone(pid)
-        identity = self._answer(pid, slot)
-        if self._view.changes_mode:
-            identity = self._filled(identity, self._view.read(identity.key))
-        return identity if pidfd.alive(fd) else gone(pid)
+        return self._lookups.lookup_pidfd(fd, parity=parity, mode=mode, container_selectors=container_selectors)
+
+    def lookup_container(
+        self,
+        container_id: str,
+        pod_uid: str | None = None,
+        *,
+        mode: Mode | None = None,
+        container_selectors: bool = True,
+    ) -> Identity:
+        """Which workload a container is, of this pod where that is given; the identity is that of no process. In parity
+        mode as SPIRE answers once it has taken these two from a process's files."""
+        return self._lookups.lookup_container(container_id, pod_uid, mode=mode, container_selectors=container_selectors)
 
     def explain(self, pid: int) -> Explained:
         """All that is known of a process, and how: for whoever asks why its identity is what it is."""
-        strict, answer = self._with_answer(pid)
-        index = self._index
-        table = index.pod_table
-        return Explained(
-            identity=self._filled(strict, answer),
-            strict=strict.workload,
-            answer=answer,
-            outcome=self._view.outcome(answer),
-            hierarchy=self.hierarchy,
-            root=index.cgroups.root,
-            unix=self._unix_selectors(strict.key),
-            pods=None if table is None else len(table.pods),
-            pods_at=index.pods_at,
-            pods_from=index.pods_from,
-        )
+        return self._lookups.explain(pid)
 
-    def _with_answer(self, pid: int) -> tuple[Identity, Answer | None]:
-        """The strict identity, and what SPIRE's rules make of the files of the same process in the same cgroup."""
-        slots = self._live.programs.slots
-        for _ in range(_RETRIES):
-            identity = self._lookup(pid, verify=True)
-            if identity.state is State.GONE:
-                return identity, None
-            answer = self._view.read(identity.key)
-            slot = slots.read(identity.key.pid)
-            if slot is None or identity.cgroup is None or slot.cgroup == identity.cgroup.id:
-                break  # else it has moved meanwhile
-        return identity, answer
+    def mark(self, pid: int) -> object:
+        """What the strict answer for a process hangs on: as long as marks are equal, so are answers. ``None`` is equal
+        to nothing."""
+        return self._lookups.mark(pid)
 
-    def _filled(self, identity: Identity, answer: Answer | None) -> Identity:
-        return self._finished(self._view.fill(identity, answer))
+    def pids(self) -> list[int]:
+        """The processes that are known, in the order of their numbers."""
+        return sorted(self._index.processes)
 
-    def _finished(self, identity: Identity) -> Identity:
-        """The identity with the SPIFFE IDs of its workload, which SPIRE's rules may have replaced."""
-        if self._issuing is None or not self._view.changes_mode:
-            return identity
-        return self._issuing.identity(identity)
-
-    def _answer(self, pid: int, slot: Slot) -> Identity:
-        ino, hierarchy, cgroup = slot
-        index = self._index
-        known = index.processes.get(pid)
-        view = index.cgroups.views.get(cgroup)
-        if known is None or known.key.ino != ino or view is None or index.uncertain or hierarchy != index.hierarchy:
-            return self._answer_slowly(pid, slot)
-        entry = view.entry
-        if entry is not None and entry.workload.state is State.PENDING:
-            return self._answer_slowly(pid, slot)
-        if entry is None:
-            identity = Identity(known.key, pid, view.workload, view.cgroup, known.process)
-        else:
-            identity = Identity(known.key, pid, entry.workload, view.cgroup, known.process, entry.pods_at)
-        return identity if self._issuing is None else self._issuing.identity(identity)
-
-    def _answer_slowly(self, pid: int, slot: Slot) -> Identity:
-        """The cgroup's name or the process's record is not there yet, or what is pending may be known by now: all news
-        is taken in, and what follows from it, before the answer."""
-        feed = self._live
-        with feed.lock:
-            feed.drain()
-            self._publish(self._index.tick(boottime()))
-            known = self._index.processes.get(pid)
-            key = ProcessKey(pid, slot.ino)
-            met = known is not None and known.key == key
-            process = known.process if known and met else self._process_from_procfs(pid)
-            if slot.hierarchy == self._index.hierarchy:
-                feed.name(slot.cgroup)
-            identity = self._index.identify(key, pid, slot.hierarchy, slot.cgroup, process)
-        return identity if self._issuing is None else self._issuing.identity(identity)
-
-    def _process_from_procfs(self, pid: int) -> Process | None:
-        stat = procfs.stat(self.settings.procfs, pid)
-        if stat is None:
-            return None
-        return Process(stat.ppid, readable(stat.comm), stat.start, Source.SCAN, boottime())
-
-    def _lookup_pinned(self, pid: int) -> Identity:
-        """Between a pidfd opened before the slot was read and one that still lives after it, the number was one
-        process's. An empty slot is never "gone" as long as the process lives."""
-        with pidfd.pinned(pid) as fd:
-            if fd is None:
-                leader = procfs.process_of(self.settings.procfs, pid)
-                if leader is None or leader == pid:
-                    return gone(pid)
-                return self._lookup(leader, verify=False)._replace(asked=pid)
-            slot = self._live.programs.slots.read(pid)
-            if slot is None:
-                slot = self._repair(pid, fd)
-            if slot is None:
-                return gone(pid)
-            identity = self._answer(pid, slot)
-            return identity if pidfd.alive(fd) else gone(pid)
-
-    def _repair(self, pid: int, fd: int) -> Slot | None:
-        feed = self._live
-        if not pidfd.alive(fd):
-            return None
-        with feed.lock:
-            slot = feed.repair(pid, fd)
-        if slot is None and pidfd.alive(fd):
-            # Alive, but no word of where: an identity of unknown place is better than "gone".
-            return Slot(pidfd.inode(fd), feed.mount.info.hierarchy, 0)
-        return slot
-
-    def watch(self, *, snapshot: bool = True, parity: bool = False) -> Watch | ViewWatch:
+    def watch(
+        self, *, snapshot: bool = True, parity: bool = False, on_event: Callable[[], None] | None = None
+    ) -> Watch | ViewWatch:
         """A stream of events: first a ``snapshot`` of what runs and ``synced``, then live. ``parity`` as of a look-up;
-        each process's files are read once then, and when it moves in any hierarchy."""
+        each process's files are read once then, and when it moves in any hierarchy. ``on_event`` is called, from any
+        thread, when events were queued."""
         feed = self._live
         parity = parity or self._view.changes_mode
-        watch = Watch(self._unsubscribe)
+        watch = Watch(self._unsubscribe, on_event=on_event)
         with feed.lock:
             feed.drain()
             if snapshot:
                 events = self._index.snapshot(boottime())
-                watch.push(events if self._issuing is None else self._issuing.events(events))
+                watch.push(events if self._lookups.issuing is None else self._lookups.issuing.events(events))
             watch.push([Event("synced", boottime())])
             self._watches.append(watch)
             self._index.watched = True
@@ -391,7 +288,7 @@ class Tracer:
                 self._all_moves.append(watch)
                 feed.on_other_move = self._on_other_move
                 feed.report_all_moves(True)
-        return ViewWatch(watch, self._view, self._finished) if parity else watch
+        return ViewWatch(watch, self._view, self._lookups.finished) if parity else watch
 
     def _on_other_move(self, pid: int) -> Event | None:
         """A process moved in a hierarchy that is not tracked, which SPIRE's rules read too."""
@@ -427,6 +324,18 @@ class Tracer:
             with self._news:
                 self._news.wait(left)
 
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Has ``listener`` called, from any thread, when answers may have changed because of what sources told."""
+        self._listeners.append(listener)
+
+    def want(self, container_id: str) -> None:
+        """Has the sources look for a container, as for one whose cgroup nobody knows."""
+        self._sources.want(container_id)
+
+    def unwant(self, container_id: str) -> None:
+        """Takes one :meth:`want` back."""
+        self._sources.unwant(container_id)
+
     # ---- the thread that keeps up ----
 
     def _run(self) -> None:
@@ -451,8 +360,8 @@ class Tracer:
 
     def _publish(self, events: list[Event]) -> None:
         if events and self._watches:
-            if self._issuing is not None:
-                events = self._issuing.events(events)
+            if self._lookups.issuing is not None:
+                events = self._lookups.issuing.events(events)
             for watch in self._watches:
                 if watch in self._all_moves or not self._all_moves:
                     watch.push(events)
@@ -467,38 +376,25 @@ class Tracer:
         from tracer.issuing import Issuing
         from tracer.sources.entries_file import EntriesFile
 
-        self._issuing = Issuing(self.settings.agent_id, self._unix_selectors)
+        self._lookups.issuing = Issuing(self.settings.agent_id, self._lookups.unix_selectors)
         self._entries_file = EntriesFile(self.settings.entries_file, on_entries=self._on_entries, warn=self._warn)
         self._entries_file.start()
 
     def _on_entries(self, entries: Entries) -> None:
-        assert self._issuing is not None
-        if not self._issuing.take(entries):
+        assert self._lookups.issuing is not None
+        if not self._lookups.issuing.take(entries):
             self._warn(f"no registration entry has a chain of parents that reaches {self.settings.agent_id}")
         with self._lock:
             self._prepare_issuing()
 
+    def _changed(self) -> None:
+        self._prepare_issuing()
+        for listener in self._listeners:
+            listener()
+
     def _prepare_issuing(self) -> None:
-        if self._issuing is not None:
-            self._issuing.prepare(entry.workload for entry in self._index.cgroups.containers())
-
-    def _unix_selectors(self, key: ProcessKey) -> tuple[str, ...] | None:
-        """Those of this process and of nobody who has its number later."""
-        return self._read_of(key, lambda: procfs.unix_selectors(self.settings.procfs, key.pid))
-
-    def _read_of(self, key: ProcessKey, read: Callable[[], T]) -> T | None:
-        """What ``read`` gives of this process; ``None`` where another may have its number by now."""
-        feed = self._live
-        with pidfd.pinned(key.pid) as fd:
-            if fd is None:
-                return None
-            if feed.programs.features.pidfs:
-                met = pidfd.inode(fd) == key.ino
-            else:
-                slot = feed.programs.slots.read(key.pid)
-                met = slot is not None and slot.ino == key.ino
-            found = read() if met else None
-            return found if pidfd.alive(fd) else None
+        if self._lookups.issuing is not None:
+            self._lookups.issuing.prepare(entry.workload for entry in self._index.cgroups.containers())
 
     # ---- pods ----
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -72,6 +73,7 @@ class PodSources:
         self._cri: CriSource | None = None
         self._namespaces: NamespaceSource | None = None
         self._silent: set[Name] = set()
+        self._wanted: Counter[str] = Counter()
 
     def start(self) -> None:
         """Starts what there is. Raises ``UsageError`` for an endpoint that is none."""
@@ -122,6 +124,24 @@ class PodSources:
                     source.want(container_id)
                 for container_id in settled:
                     source.settle(container_id)
+
+    def want(self, container_id: str) -> None:
+        """Has this container looked for; to be taken back as often by :meth:`unwant`."""
+        with self._changing:
+            self._wanted[container_id] += 1
+            is_first = self._wanted[container_id] == 1
+        if is_first and self._kubelet is not None:
+            self._kubelet.want(container_id)
+
+    def unwant(self, container_id: str) -> None:
+        """Nobody who called :meth:`want` waits for it any more."""
+        with self._changing:
+            self._wanted[container_id] -= 1
+            is_last = self._wanted[container_id] <= 0
+            if is_last:
+                del self._wanted[container_id]
+        if is_last and self._kubelet is not None:
+            self._kubelet.settle(container_id)
 
     # ---- starting each ----
 

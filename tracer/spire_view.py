@@ -92,7 +92,7 @@ class SpireView:
         """The process has ended."""
         self._known.pop(pid, None)
 
-    def outcome(self, answer: Answer | None) -> Outcome | None:
+    def outcome(self, answer: Answer | None, *, container_selectors: bool = True) -> Outcome | None:
         """What SPIRE answers with the newest pod list; ``None`` before the first, and where it ends in an error."""
         table, rules = self._index.pod_table, self._index.rules
         if table is None or not isinstance(answer, Located):
@@ -100,31 +100,40 @@ class SpireView:
         return parity.attest(
             answer,
             table,
-            disable_container_selectors=rules.disable_container_selectors,
+            disable_container_selectors=rules.disable_container_selectors or not container_selectors,
             namespace_labels=self._index.namespace_labels if rules.namespace_labels else None,
         )
 
-    def fill(self, identity: Identity, answer: Answer | None) -> Identity:
-        """The identity with ``parity``, and in parity mode with SPIRE's answer in place of the strict one."""
+    def fill(
+        self,
+        identity: Identity,
+        answer: Answer | None,
+        *,
+        by_files: bool | None = None,
+        container_selectors: bool = True,
+        strict: Workload | None = None,
+    ) -> Identity:
+        """The identity with ``parity``, and ``by_files`` (in parity mode, where it is not said) with SPIRE's answer in
+        place of the strict one, which ``strict`` is where the identity was changed already."""
         if identity.state is State.GONE:
             return identity
-        same = None if answer is None else parity.is_same(identity.workload, answer)
-        if not self.changes_mode:
+        same = None if answer is None else parity.is_same(strict or identity.workload, answer)
+        if not (self.changes_mode if by_files is None else by_files):
             return identity._replace(parity=same)
         in_container = isinstance(answer, Located) and answer.container_id is not None
         return identity._replace(
-            workload=self._workload(identity, answer),
+            workload=self._workload(identity, answer, container_selectors=container_selectors),
             pods_at=self._index.pods_at if in_container else None,
             mode="parity",
             parity=same,
             spiffe_ids=None,
         )
 
-    def _workload(self, identity: Identity, answer: Answer | None) -> Workload:
+    def _workload(self, identity: Identity, answer: Answer | None, *, container_selectors: bool) -> Workload:
         if answer is None:
             return _UNREAD
         index, now = self._index, boottime()
-        outcome, at, rules = self.outcome(answer), index.pods_at, index.rules
+        outcome, at, rules = self.outcome(answer, container_selectors=container_selectors), index.pods_at, index.rules
         if outcome is not None and outcome.pod is not None:
             if at is not None and now - at > rules.max_stale:
                 return _STALE

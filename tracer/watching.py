@@ -15,8 +15,11 @@ _QUEUE = 65536
 class Watch:
     """A stream of events, as a context manager and an iterator. Events that did not fit are told as one ``lost``."""
 
-    def __init__(self, on_close: Callable[[Watch], None], limit: int = _QUEUE) -> None:
+    def __init__(
+        self, on_close: Callable[[Watch], None], limit: int = _QUEUE, on_event: Callable[[], None] | None = None
+    ) -> None:
         self._on_close = on_close
+        self._on_event = on_event
         self._limit = limit
         self._queue: deque[Event] = deque()
         self._ready = threading.Condition()
@@ -37,6 +40,8 @@ class Watch:
                 else:
                     self._lost += 1
             self._ready.notify()
+        if self._on_event is not None:
+            self._on_event()
 
     def next(self, timeout: float | None = None) -> Event | None:
         """The next event; ``None`` when none came within ``timeout`` seconds, or the watch is closed."""

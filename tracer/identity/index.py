@@ -21,11 +21,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, View
-from tracer.identity.pods import PodTable
+from tracer.identity.pods import PodTable, same_uid
+from tracer.identity.selectors import without_container
 from tracer.identity.verdict import Rules, Verdicts
 from tracer.model import (
     GONE,
     Cgroup,
+    ContainerRef,
     Event,
     Identity,
     Pod,
@@ -46,6 +48,9 @@ _ENDED = 4096
 
 SWITCHING = Workload(State.PENDING, "hierarchy", "which cgroup hierarchy holds the containers is being found out")
 UNNAMED = Workload(State.UNKNOWN, "unnamed", "the name of its cgroup cannot be told")
+
+# Why a process has no container yet, or none, where its pod alone says who it is.
+_POD_IS_ENOUGH = ("not_listed_yet", "no_pod_yet", "not_listed", "sandbox")
 
 _SOURCES = {
     ProcessEventKind.FORK: Source.FORK,
@@ -136,6 +141,30 @@ class Index:
         elif not self.uncertain:
             return Identity(key, asked, view.workload, view.cgroup, process)
         return Identity(key, asked, SWITCHING, view.cgroup, process)
+
+    def without_container(self, identity: Identity) -> Workload:
+        """The workload of an identity for whoever leaves container selectors out: the pod is enough then, also while
+        its container is not listed, and for one that never will be."""
+        workload = identity.workload
+        if workload.state is State.RESOLVED:
+            return replace(workload, selectors=without_container(workload.selectors))
+        view = self.cgroups.views.get(identity.cgroup.id) if identity.cgroup is not None else None
+        entry = view.entry if view is not None else None
+        if entry is None or workload.reason not in _POD_IS_ENOUGH:
+            return workload
+        return self._verdicts.of_pod_only(entry, self._now) or workload
+
+    def identify_container(self, nobody: Identity, container_id: str, pod_uid: str | None, now: int) -> Identity:
+        """What is known of a container: by its cgroup where it has one, else by the list. ``nobody`` is the identity
+        without it."""
+        self._now = now
+        for entry in reversed(self.cgroups.named(container_id)):
+            ref = entry.ref
+            of_pod = pod_uid is None or (ref.pod_uid is not None and same_uid(ref.pod_uid, pod_uid))
+            if of_pod and entry.live and entry.root is not None and (view := self.locate(entry.home)) is not None:
+                return self.identify(nobody.key, nobody.asked, self.hierarchy, view.cgroup.id, None)
+        workload, at = self._verdicts.of_list(ContainerRef(container_id, pod_uid), now)
+        return nobody._replace(workload=workload, pods_at=at)
 
     def locate(self, cgroup: int) -> View | None:
         """The view of a cgroup, its container considered; ``None`` where its names have to be learnt first."""

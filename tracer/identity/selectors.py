@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from tracer.model import Container, Pod
 
 TYPE = "k8s"
+_OF_CONTAINER = (f"{TYPE}:container-name:", f"{TYPE}:container-image:")
 
 
 def selectors(
@@ -33,6 +34,11 @@ def selectors(
     for key, value in (namespace_labels or {}).items():
         values.add(f"ns-label:{key}:{value}")
     return tuple(sorted(f"{TYPE}:{value}" for value in values))
+
+
+def without_container(given: Iterable[str]) -> tuple[str, ...]:
+    """The selectors but for those of the container: what ``disable_container_selectors`` leaves of them."""
+    return tuple(text for text in given if not text.startswith(_OF_CONTAINER))
 
 
 def _pod(pod: Pod) -> Iterator[str]:

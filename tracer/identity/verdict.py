@@ -7,13 +7,13 @@ named after a container by whoever may make cgroups. What is not certain stays `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
 from tracer.identity.pods import PodTable, pod_has_uid, same_uid
 from tracer.identity.runtime import Runtime
 from tracer.identity.selectors import selectors
-from tracer.model import Container, Pod, State, Workload
+from tracer.model import Container, ContainerRef, Pod, State, Workload
 
 # The kubelet's status lags behind a restart by up to a second, and then names the container that ended. One that a
 # list calls running but of which no cgroup was ever seen is believed in after this long.
@@ -155,7 +155,7 @@ class Verdicts:
         return self._unlisted(entry, table, at)
 
     def _found(self, entry: Entry, pod: Pod, container: Container, now: int) -> Workload:
-        if now - self._read_at[pod.uid] > self._rules.max_stale:
+        if self._is_stale(pod, now):
             return self._outdated(entry)
         if entry.root is None:
             # Outside all pods a name proves little: any user with a delegated subtree can give it. So it counts only
@@ -222,9 +222,44 @@ class Verdicts:
         pod = table.by_uid.get(entry.ref.pod_uid or "") if entry.root is not None else None
         if pod is None or (entry.live and self._tree.root is None):
             return None
-        if now - self._read_at[pod.uid] > self._rules.max_stale:
+        if self._is_stale(pod, now):
             return self._outdated(entry)
         return self._resolve(entry, pod, None, self.source, settled=True)
+
+    def of_pod_only(self, entry: Entry, now: int) -> Workload | None:
+        """What a process in this container gets by its pod alone, for whoever leaves container selectors out; ``None``
+        where the pod is not known. Changes nothing."""
+        pod = self._table.by_uid.get(entry.ref.pod_uid or "") if self._table and entry.root is not None else None
+        if pod is None or (entry.live and self._tree.root is None) or self._is_stale(pod, now):
+            return None
+        return self._workload(entry.ref, pod, None)
+
+    def of_list(self, ref: ContainerRef, now: int) -> tuple[Workload, int | None]:
+        """(what the newest list says of a container that no cgroup here is called like, when its pod was read)."""
+        first = first_workload(ref, "")
+        found = {
+            pod.uid: (pod, container)
+            for pod, container in (self._table.find(ref.container_id) if self._table else ())
+            if ref.pod_uid is None or pod_has_uid(pod, ref.pod_uid)
+        }
+        if len(found) > 1:
+            text = "two pods are listed with this container ID"
+            return replace(first, state=State.UNKNOWN, reason="conflict", reason_text=text), None
+        for pod, container in found.values():
+            workload = self._workload(ref, pod, container)
+            if workload is not None and not self._is_stale(pod, now):
+                return workload, self._read_at[pod.uid]
+        return first, None
+
+    def _is_stale(self, pod: Pod, now: int) -> bool:
+        return now - self._read_at[pod.uid] > self._rules.max_stale
+
+    def _workload(self, ref: ContainerRef, pod: Pod, container: Container | None) -> Workload | None:
+        """The resolved workload by the list; ``None`` while the labels of its namespace are asked for and not known."""
+        labels = self.namespaces.get(pod.namespace) if self._rules.namespace_labels else None
+        if self._rules.namespace_labels and labels is None:
+            return None
+        return _resolved(ref, pod, container, self.source, self._rules, labels, settled=True)
 
     def _sandbox(self, entry: Entry) -> Workload:
         ref, text = entry.ref, "it is its pod's sandbox (pause)"
@@ -317,26 +352,7 @@ class Verdicts:
         ):
             return old
         entry.pod, entry.container = pod, container
-        workload = Workload(
-            State.RESOLVED,
-            settled=settled,
-            pods_from=source,
-            namespace=pod.namespace,
-            service_account=pod.service_account,
-            pod=pod.name,
-            pod_uid=pod.uid,
-            container=container.name if container else None,
-            container_id=entry.ref.container_id,
-            image=container.image if container else None,
-            node=pod.node,
-            selectors=selectors(
-                pod,
-                container,
-                disable_container_selectors=self._rules.disable_container_selectors,
-                namespace_labels=of_namespace,
-            ),
-            labels=pod.labels,
-        )
+        workload = _resolved(entry.ref, pod, container, source, self._rules, of_namespace, settled=settled)
         return _same(entry, workload)
 
     def _unknown(self, entry: Entry, reason: str, text: str, pod: Pod | None = None) -> Workload:
@@ -366,6 +382,38 @@ class Verdicts:
             labels=pod.labels,
         )
         return _same(entry, workload)
+
+
+def _resolved(
+    ref: ContainerRef,
+    pod: Pod,
+    container: Container | None,
+    source: str | None,
+    rules: Rules,
+    namespace_labels: Mapping[str, str] | None,
+    *,
+    settled: bool,
+) -> Workload:
+    return Workload(
+        State.RESOLVED,
+        settled=settled,
+        pods_from=source,
+        namespace=pod.namespace,
+        service_account=pod.service_account,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        container=container.name if container else None,
+        container_id=ref.container_id,
+        image=container.image if container else None,
+        node=pod.node,
+        selectors=selectors(
+            pod,
+            container,
+            disable_container_selectors=rules.disable_container_selectors,
+            namespace_labels=namespace_labels,
+        ),
+        labels=pod.labels,
+    )
 
 
 def _first(entry: Entry) -> Workload:

@@ -1,0 +1,195 @@
+"""One connection of the socket: bytes in and out, and what it is still owed. Never blocks."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from tracer.protocol import MAX_LINE
+from tracer.serve import requests
+from tracer.serve.desk import Stream
+from tracer.serve.peers import Peer
+
+FULL = 1 << 18
+"""Bytes that wait for the peer, from which on nothing more is made for it."""
+_CHUNK = 1 << 16
+_UCRED = struct.Struct("3i")
+_SPACE = socket.CMSG_SPACE(4 * 8) + socket.CMSG_SPACE(_UCRED.size)
+
+
+class Line(NamedTuple):
+    """A line that came: its bytes (``None`` for one that was too long), the descriptors sent with it, and the PID that
+    the kernel says sent it, 0 where it does not say or several did."""
+
+    data: bytes | None
+    fds: tuple[int, ...]
+    sender: int
+
+
+class Connection:
+    """``ready`` is told of a connection that has something to write.
+
+    ``is_trusted`` is whether its peer may ask about others, as of the last look. Only then are descriptors taken: to
+    close one may take as long as the owner of the file system behind it likes.
+    """
+
+    def __init__(self, sock: socket.socket, peer: Peer, ready: dict[Connection, None]) -> None:
+        self.socket = sock
+        self.fd = sock.fileno()
+        self.peer = peer
+        self.owner: object = None
+        self._ready = ready
+        self.is_trusted = False
+        self.lines: deque[Line] = deque()
+        self.out = bytearray()
+        self.jobs: deque[Iterator[bytes]] = deque()
+        self.streams: dict[requests.Id, Stream] = {}
+        self.waits = 0
+        self.is_over = False  # nothing more is read from it
+        self.is_closed = False
+        self.is_last = False  # closed once all was written
+        self.events = 0  # that epoll looks for
+        self.stalled_since: float | None = None  # when it took something last, while something waits for it
+        self._part = bytearray()
+        self._part_fds: list[int] = []
+        self._part_sender = -1
+        self._skipping = False
+
+    # ---- in ----
+
+    def receive(self) -> None:
+        """Takes in what came; raises ``OSError`` where the connection broke."""
+        wants_more = self.is_trusted or self.peer.nonce is not None
+        ancillary: list[tuple[int, int, bytes]] = []
+        if not wants_more:
+            data = self.socket.recv(_CHUNK)
+        else:
+            data, ancillary, _, _ = self.socket.recvmsg(_CHUNK, _SPACE, socket.MSG_CMSG_CLOEXEC)
+        fds, sender = _control(ancillary)
+        if not data:
+            close_all(fds)
+            self.is_over = True
+            if self._part and not self._skipping:
+                self._end_line()
+            return
+        if not self.is_trusted:
+            close_all(fds)
+            fds = []
+        *ended, rest = data.split(b"\n")
+        for at, piece in enumerate(ended):
+            # Descriptors come with the last of what was sent at once.
+            self._add(piece, fds if not rest and at == len(ended) - 1 else [], sender)
+            self._end_line()
+        if rest:
+            self._add(rest, fds, sender)
+
+    def _add(self, piece: bytes, fds: list[int], sender: int) -> None:
+        self._part_sender = sender if self._part_sender in (-1, sender) else 0
+        self._part_fds += fds
+        if not self._skipping:
+            self._part += piece
+            if len(self._part) > MAX_LINE:
+                self._skipping = True
+                self.lines.append(Line(None, (), 0))
+                self.is_over = True  # the answer to this is the last one
+
+    def _end_line(self) -> None:
+        if self._skipping:
+            close_all(self._part_fds)
+        else:
+            self.lines.append(Line(bytes(self._part), tuple(self._part_fds), max(0, self._part_sender)))
+        self._part.clear()
+        self._part_fds = []
+        self._part_sender = -1
+
+    # ---- out ----
+
+    def say(self, data: bytes) -> None:
+        """Queues a whole line, behind those that are being made."""
+        if self.jobs:
+            self.jobs.append(iter((data,)))
+        else:
+            self.out += data
+        self._ready[self] = None
+
+    def make(self, job: Iterator[bytes]) -> None:
+        """Queues a line that is made piece by piece, as the peer takes it."""
+        self.jobs.append(job)
+        self._ready[self] = None
+
+    def work(self) -> bool:
+        """Makes the next piece; whether there was anything to make."""
+        if not self.jobs or len(self.out) >= FULL:
+            return False
+        piece = next(self.jobs[0], None)
+        if piece is None:
+            self.jobs.popleft()
+        else:
+            self.out += piece
+        return True
+
+    def flush(self) -> None:
+        """Writes what the peer takes; raises ``OSError`` where the connection broke."""
+        while self.out:
+            try:
+                sent = self.socket.send(self.out)
+            except BlockingIOError:
+                self.stalled_since = self.stalled_since or time.monotonic()
+                return
+            del self.out[:sent]
+            self.stalled_since = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the peer is to take something before more is made for it."""
+        return len(self.out) >= FULL
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do for it."""
+        if self.out or self.jobs:
+            return False
+        return self.is_last or (self.is_over and not (self.lines or self.waits or self.streams))
+
+    def close(self) -> None:
+        """Closes it, and all that belongs to it."""
+        self.is_closed = True
+        for stream in self.streams.values():
+            stream.close()
+        self.streams.clear()
+        self.jobs.clear()
+        for line in self.lines:
+            close_all(line.fds)
+        self.lines.clear()
+        close_all(self._part_fds)
+        self._part_fds = []
+        self.peer.close()
+        self.socket.close()
+
+
+def _control(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:
+    """(descriptors, sender's PID) among the ancillary data of a message."""
+    fds: list[int] = []
+    sender = 0
+    for level, kind, data in ancillary:
+        if level != socket.SOL_SOCKET:
+            continue
+        if kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) // 4 * 4])
+            fds += numbers
+        elif kind == socket.SCM_CREDENTIALS and len(data) >= _UCRED.size:
+            sender = _UCRED.unpack_from(data)[0]
+    return fds, sender
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Closes these descriptors."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,297 @@
+"""What each operation of the socket does: a request of an authorised peer in, lines out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+from tracer import __version__, clock
+from tracer.identity.index import gone
+from tracer.model import Clock, Identity, State
+from tracer.serve.access import Access, why_not
+from tracer.serve.connection import Connection, Line
+from tracer.serve.desk import Desk
+from tracer.serve.requests import Refused, Request, encode
+from tracer.serve.waits import Wait, Waits
+
+_MOST_WAITS = 1024  # of one connection
+_MOST_STREAMS = 8  # of one connection
+_SLICE = 32  # identities made before others have their turn
+_MAX_PID = 2**31 - 1
+
+
+class Operations:
+    """``wake`` has the server's loop run again, from any thread. Counts what it answers in ``lookups``, by state."""
+
+    def __init__(self, desk: Desk, access: Access, wake: Callable[[], None]) -> None:
+        self.access = access
+        self.waits = Waits()
+        self.lookups = dict.fromkeys((state.value for state in State), 0)
+        self.refused = 0
+        self._desk = desk
+        self._wake = wake
+        self._do: dict[str, Callable[[Connection, Request, Line], None]] = {
+            "lookup": self._lookup,
+            "cancel": self._cancel,
+            "ps": self._ps,
+            "watch": self._watch,
+            "explain": self._explain,
+            "status": self._status,
+            "version": self._version,
+        }
+
+    def drop(self, connection: Connection) -> None:
+        """Forgets what a connection waits for, since it is closed."""
+        self.waits.drop(connection)
+
+    def run(self, connection: Connection, request: Request, line: Line) -> None:
+        """Answers a request, or sees to it that it is answered. Raises :class:`Refused`."""
+        if request.op != "version" and not connection.peer.take(request.nonce, line.sender):
+            hint = "send the request again with this nonce: before Linux 6.5 that shows who asks"
+            raise Refused("permission_denied", "who asks is not certain yet", hint, nonce=connection.peer.nonce)
+        self._do[request.op](connection, request, line)
+
+    # ---- who asks ----
+
+    def peer(self, connection: Connection) -> Identity:
+        """Who the peer is now: whoever was pinned when it connected, and nobody else who has its number."""
+        peer = connection.peer
+        if peer.fd < 0 or peer.nonce is not None:
+            return gone(peer.pid)
+        identity = self._desk.lookup(peer.pid)
+        is_same = identity.key.ino == peer.ino if self._desk.pidfs else peer.is_alive()
+        return identity if is_same and identity.key.pid == peer.pid else gone(peer.pid)
+
+    def trusts(self, connection: Connection) -> bool:
+        """Whether the peer may ask about others."""
+        peer = connection.peer
+        trusted = self.access.may_ask_about_others(self.peer(connection), peer.uid, peer.gids)
+        connection.is_trusted = trusted
+        return trusted
+
+    def _authorise(self, connection: Connection, request: Request, *, about: int | None = None) -> None:
+        """Lets pass who may ask about others, and who asks about itself, by the number of a thread perhaps."""
+        if self.trusts(connection):
+            return
+        peer = self.peer(connection)
+        asks = about is not None and about <= _MAX_PID and peer.state is not State.GONE
+        if asks and (about == peer.key.pid or self._desk.lookup(about or 0).key == peer.key):
+            return
+        self.refused += 1
+        message, hint = why_not(peer)
+        raise Refused("permission_denied", message, hint, id_=request.id)
+
+    # ---- lookup ----
+
+    def _lookup(self, connection: Connection, request: Request, line: Line) -> None:
+        if request.pidfd_ino is not None and not self._desk.pidfs:
+            hint = "send start_time"
+            raise Refused("bad_request", "this kernel has no inodes of pidfds", hint, id_=request.id)
+        ask, mark = self._question(connection, request, line)
+        pending, settled = request.wait_ms / 1000, request.settled_wait_ms / 1000
+        is_list = request.pids is not None
+        if not pending and not settled and is_list:
+            connection.make(self._pieces(request, (self._one(pid, request) for pid in request.pids or ())))
+            return
+
+        wanted = request.container_id
+
+        def done(answers: Sequence[Identity]) -> None:
+            now = clock.read()
+            said = [self._said(answer, request, now) for answer in answers]
+            connection.say(encode({"id": request.id, "ok": True, "result": said if is_list else said[0]}))
+
+        if not pending and not settled:
+            done(ask())
+            return
+        key = (connection, request.id)
+        if key in self.waits:
+            raise Refused("bad_request", "a request with this id waits already", "count them", id_=request.id)
+        if connection.waits >= _MOST_WAITS:
+            raise Refused("too_large", f"more than {_MOST_WAITS} requests wait", "cancel some", id_=request.id)
+
+        def ended() -> None:
+            connection.waits -= 1
+            if wanted is not None:
+                self._desk.unwant(wanted)
+
+        connection.waits += 1
+        if wanted is not None:
+            self._desk.want(wanted)
+        now = time.monotonic()
+        wait = Wait(ask, mark, done, ended, pending=pending, settled=settled, now=now)
+        if not wait.is_answered(now):
+            self.waits.add(key, wait)
+
+    def _question(
+        self, connection: Connection, request: Request, line: Line
+    ) -> tuple[Callable[[], Sequence[Identity]], Callable[[], object]]:
+        """(what answers the request, what its answer hangs on); authorised."""
+        desk, how = self._desk, self._how(request)
+        peer = connection.peer
+        if request.pid is not None:
+            pid = request.pid
+            self._authorise(connection, request, about=pid)
+            return lambda: (self._one(pid, request),), self._mark_of(pid, request)
+        if request.pids is not None:
+            self._authorise(connection, request)
+            pids = request.pids
+            return (
+                lambda: [self._one(pid, request) for pid in pids],
+                lambda: [desk.mark(pid) for pid in pids if pid <= _MAX_PID],
+            )
+        if request.container_id is not None:
+            self._authorise(connection, request)
+            container, uid = request.container_id, request.pod_uid
+            selectors = request.container_selectors
+            return (
+                lambda: (desk.lookup_container(container, uid, mode=request.mode, container_selectors=selectors),),
+                lambda: None,
+            )
+        if line.fds:
+            self._authorise(connection, request)
+            fd = os.dup(line.fds[0])
+            if request.wait_ms or request.settled_wait_ms:
+                # The number stays the process's for as long as its slot has this inode, and that is asked for.
+                identity = desk.lookup_pidfd(fd, **how)
+                os.close(fd)
+                pid, ino = identity.key
+                return lambda: (self._same(pid, ino, request),), self._mark_of(pid, request)
+            try:
+                found = desk.lookup_pidfd(fd, **how)
+            finally:
+                os.close(fd)
+            return lambda: (found,), lambda: None
+        if self.peer(connection).state is State.GONE:
+            raise Refused("permission_denied", "the process that connected has ended", "connect anew", id_=request.id)
+        return lambda: (self._itself(connection, request),), self._mark_of(peer.pid, request)
+
+    @staticmethod
+    def _how(request: Request) -> dict[str, Any]:
+        if request.mode is None and request.container_selectors and not request.parity:
+            return {}
+        return {
+            "mode": request.mode,
+            "container_selectors": request.container_selectors,
+            "parity": request.parity,
+        }
+
+    def _mark_of(self, pid: int, request: Request) -> Callable[[], object]:
+        if request.mode is not None or not request.container_selectors or pid > _MAX_PID:
+            return lambda: None  # hangs on more than a mark says
+        return lambda: self._desk.mark(pid)
+
+    def _one(self, pid: int, request: Request) -> Identity:
+        if pid > _MAX_PID:
+            return gone(pid)
+        identity = self._desk.lookup(pid, **self._how(request))
+        if request.pidfd_ino is not None and identity.key.ino != request.pidfd_ino:
+            return gone(pid)
+        if request.start_time is not None:
+            process, now = identity.process, clock.read()
+            if process is None or not process.start or now.rfc3339(process.start) != request.start_time:
+                return gone(pid)
+        return identity
+
+    def _same(self, pid: int, ino: int, request: Request) -> Identity:
+        identity = self._one(pid, request) if pid else gone(pid)
+        return identity if identity.key.ino == ino else gone(pid)
+
+    def _itself(self, connection: Connection, request: Request) -> Identity:
+        identity = self._one(connection.peer.pid, request)
+        if self._desk.pidfs:
+            return identity if identity.key.ino == connection.peer.ino else gone(connection.peer.pid)
+        return identity if connection.peer.is_alive() else gone(connection.peer.pid)
+
+    def _said(self, identity: Identity, request: Request, now: Clock) -> dict[str, Any]:
+        self.lookups[identity.state.value] += 1
+        said = identity.to_dict(now)
+        if request.labels:
+            labels = identity.workload.labels
+            said["labels"] = None if labels is None else dict(labels)
+        return said
+
+    def _pieces(self, request: Request, identities: Iterable[Identity]) -> Generator[bytes, None, None]:
+        """The line of a list, a few identities at a time."""
+        yield encode({"id": request.id, "ok": True, "result": []})[:-3]
+        first, part = True, []
+        now = clock.read()
+        for identity in identities:
+            part.append(encode(self._said(identity, request, now))[:-1])
+            if len(part) == _SLICE:
+                yield (b"" if first else b",") + b",".join(part)
+                first, part, now = False, [], clock.read()
+        if part:
+            yield (b"" if first else b",") + b",".join(part)
+        yield b"]}\n"
+
+    # ---- the others ----
+
+    def _cancel(self, connection: Connection, request: Request, _line: Line) -> None:
+        found = self.waits.cancel((connection, request.of), time.monotonic())
+        stream = connection.streams.pop(request.of, None)
+        if stream is not None:
+            stream.close()
+            connection.say(encode({"id": request.of, "ok": True, "result": {"ended": True}}))
+        result = {"cancelled": found or stream is not None}
+        connection.say(encode({"id": request.id, "ok": True, "result": result}))
+
+    def _ps(self, connection: Connection, request: Request, _line: Line) -> None:
+        self._authorise(connection, request)
+
+        def found() -> Iterable[Identity]:
+            for pid in self._desk.pids():
+                identity = self._desk.lookup(pid, **self._how(request))
+                if identity.state is not State.GONE:
+                    yield identity
+
+        connection.make(self._pieces(request, found()))
+
+    def _watch(self, connection: Connection, request: Request, _line: Line) -> None:
+        self._authorise(connection, request)
+        if request.id in connection.streams:
+            raise Refused("bad_request", "a watch has this id already", "count them", id_=request.id)
+        if len(connection.streams) >= _MOST_STREAMS:
+            raise Refused("too_large", f"more than {_MOST_STREAMS} watches", "connect anew", id_=request.id)
+        parity = request.parity or request.mode == "parity"
+        connection.streams[request.id] = self._desk.stream(self._wake, snapshot=request.snapshot, parity=parity)
+
+    @staticmethod
+    def pump(connection: Connection, most: int) -> bool:
+        """Writes events of the connection's watches, as many as it takes; whether there may be more."""
+        if connection.jobs:
+            return False
+        more = False
+        for id_, stream in connection.streams.items():
+            now = clock.read()
+            for _ in range(most):
+                if connection.is_full:
+                    return False  # more is made when it was written
+                event = stream.next(0)
+                if event is None:
+                    break
+                said = event.to_dict(now)
+                if event.identity is not None:
+                    labels = event.identity.workload.labels
+                    said["labels"] = None if labels is None else dict(labels)
+                connection.out += encode({"id": id_, "event": said})
+            else:
+                more = True
+        return more
+
+    def _explain(self, connection: Connection, request: Request, _line: Line) -> None:
+        assert request.pid is not None
+        self._authorise(connection, request, about=request.pid)
+        if request.pid > _MAX_PID:
+            raise Refused("bad_request", f"{request.pid} is no process ID", id_=request.id)
+        connection.say(encode({"id": request.id, "ok": True, "result": self._desk.explain(request.pid)}))
+
+    def _status(self, connection: Connection, request: Request, _line: Line) -> None:
+        self._authorise(connection, request)
+        connection.say(encode({"id": request.id, "ok": True, "result": self._desk.status()}))
+
+    @staticmethod
+    def _version(connection: Connection, request: Request, _line: Line) -> None:
+        connection.say(encode({"id": request.id, "ok": True, "result": {"version": __version__}}))

@@ -1,0 +1,138 @@
+"""Reading requests: a line in, a :class:`Request` or a :class:`Refused` out. No I/O."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import msgspec
+
+from tracer.protocol import MAX_LINE, MAX_PIDS
+
+Code = Literal["bad_request", "too_large", "unknown_op", "permission_denied", "not_ready", "internal"]
+Id = int | str | float | None
+
+OPERATIONS = ("lookup", "cancel", "ps", "watch", "explain", "status", "version")
+_MOST_WAIT = 3_600_000.0  # milliseconds that a request may wait
+_MOST_ID = 1024  # characters of a request's id
+
+
+class Refused(Exception):  # noqa: N818 - it reads as what it says
+    """A request that gets an error for an answer; after one that ``is_last`` the connection is closed. ``nonce`` is
+    what has to be sent back first."""
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        hint: str | None = None,
+        *,
+        id_: Id = None,
+        is_last: bool = False,
+        nonce: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.id = id_
+        self.is_last = is_last
+        self.nonce = nonce
+
+
+class Request(msgspec.Struct, kw_only=True, frozen=True):
+    """One request. Times are milliseconds; ``of`` is the id of the request that a ``cancel`` ends."""
+
+    op: str
+    id: Id = None
+    nonce: str | None = None
+    pid: int | None = None
+    pids: list[int] | None = None
+    container_id: str | None = None
+    pod_uid: str | None = None
+    start_time: str | None = None
+    pidfd_ino: int | None = None
+    mode: Literal["strict", "parity"] | None = None
+    wait_ms: float = 0.0
+    settled_wait_ms: float = 0.0
+    container_selectors: bool = True
+    parity: bool = False
+    labels: bool = False
+    snapshot: bool = True
+    of: Id = None
+
+
+class _OfId(msgspec.Struct):
+    id: Id = None
+
+
+_requests = msgspec.json.Decoder(Request)
+_ids = msgspec.json.Decoder(_OfId)
+
+
+def parse(line: bytes) -> Request:
+    """The request that a line says. Raises :class:`Refused`."""
+    if len(line) > MAX_LINE:
+        raise too_long()
+    try:
+        request = _requests.decode(line)
+    except msgspec.ValidationError as error:
+        raise Refused("bad_request", str(error), "see the operations in the manual", id_=_id(line)) from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        hint = "send one JSON object a line"
+        raise Refused("bad_request", f"the line is no JSON: {error}", hint, is_last=True) from error
+    if isinstance(request.id, str) and len(request.id) > _MOST_ID:
+        raise Refused("bad_request", f"an id of more than {_MOST_ID} characters")
+    problem = _problem(request)
+    if problem is not None:
+        raise Refused("bad_request", problem, id_=request.id)
+    if request.op not in OPERATIONS:
+        raise Refused("unknown_op", f"unknown op {request.op!r}", f"say {', '.join(OPERATIONS)}", id_=request.id)
+    if request.pids is not None and len(request.pids) > MAX_PIDS:
+        raise Refused("too_large", f"more than {MAX_PIDS} pids", "send several requests", id_=request.id)
+    return request
+
+
+def too_long() -> Refused:
+    """What a line gets that is longer than any request."""
+    return Refused("too_large", f"a line of more than {MAX_LINE} bytes", "send several requests", is_last=True)
+
+
+def _id(line: bytes) -> Id:
+    try:
+        return _ids.decode(line).id
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def _problem(request: Request) -> str | None:
+    named = [key for key in ("pid", "pids", "container_id") if getattr(request, key) is not None]
+    if len(named) > 1:
+        return f"{named[0]} and {named[1]} are both given"
+    if request.pid is not None and request.pid < 1:
+        return f"{request.pid} is no process ID"
+    if request.pids is not None and any(pid < 1 for pid in request.pids):
+        return "one of the pids is no process ID"
+    for key in ("wait_ms", "settled_wait_ms"):
+        value = getattr(request, key)
+        if not 0 <= value <= _MOST_WAIT:
+            return f"{key} is not between 0 and {_MOST_WAIT:.0f}"
+    if request.op == "explain" and request.pid is None:
+        return "explain wants a pid"
+    return None
+
+
+def encode(said: dict[str, Any]) -> bytes:
+    """A line of ASCII alone, so that nothing in it can change a terminal."""
+    line = msgspec.json.encode(said)
+    if not line.isascii():
+        line = json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode()
+    return line + b"\n"
+
+
+def refusal(refused: Refused) -> bytes:
+    """The line that answers a refused request."""
+    error = {"code": refused.code, "message": refused.message, "hint": refused.hint}
+    if refused.nonce is not None:
+        error["nonce"] = refused.nonce
+    return encode({"id": refused.id, "ok": False, "error": error})
