@@ -23,8 +23,8 @@ from tracer.errors import SourceError, UsageError
 from tracer.sources.attempts import PAUSES
 from tracer.sources.cri import CriClient, CriContainer, CriState, CriVersion, find_endpoint
 from tracer.sources.cri_source import WORKERS, CriSource
-from tracer.sources.kubelet import SourceState
 from tracer.sources.rpc import CallError
+from tracer.sources.state import SourceState
 
 WAIT = 20.0
 

@@ -28,8 +28,8 @@ from tracer.kernel.cgroupfs import Mount
 from tracer.kernel.loader import Features, HierarchyInfo
 from tracer.model import GONE
 from tracer.settings import Settings
-from tracer.sources.kubelet import SourceState
 from tracer.sources.replay import ReplayKubelet
+from tracer.sources.state import SourceState
 
 BEST = Features(None, None, True)
 ROOT = "CapEff:\t000001ffffffffff\n"

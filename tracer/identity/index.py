@@ -17,7 +17,7 @@ those of ``verdict``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, View
@@ -369,6 +369,22 @@ class Index:
         }
         before, self._wanted = self._wanted, wanted
         return sorted(wanted - before), sorted(before - wanted)
+
+    def take_stir(self) -> bool:
+        """Whether a container was made or removed, since the last call, in a pod whose status in the list is not
+        complete: the next list may say more."""
+        stirred = self.cgroups.stirred
+        if not stirred:
+            return False
+        self.cgroups.stirred = set()
+        return any(self._verdicts.is_incomplete(ref) for ref in stirred)
+
+    def lacks_live(self, uids: Set[str]) -> bool:
+        """Whether a pod that is known, and of which a container has a cgroup, is not among these."""
+        return any(
+            entry.live and entry.root is not None and entry.pod is not None and entry.pod.uid not in uids
+            for entry in self.cgroups.containers()
+        )
 
     def consider(self, entry: Entry, now: int) -> list[Event]:
         """Decides what is known of one container now; its ``resolved`` events if that resolves it."""

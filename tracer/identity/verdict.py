@@ -13,7 +13,7 @@ from tracer.identity.cgroups import CgroupTree, Entry, first_workload
 from tracer.identity.pods import PodTable, pod_has_uid, same_uid
 from tracer.identity.runtime import Runtime
 from tracer.identity.selectors import selectors
-from tracer.model import Container, Pod, State, Workload
+from tracer.model import Container, ContainerRef, Pod, State, Workload
 
 # The kubelet's status lags behind a restart by up to a second, and then names the container that ended. One that a
 # list calls running but of which no cgroup was ever seen is believed in after this long.
@@ -100,6 +100,18 @@ class Verdicts:
     def ready(self) -> bool:
         """Whether any source has told of anything."""
         return self._table is not None or bool(self.runtime)
+
+    def is_incomplete(self, ref: ContainerRef) -> bool:
+        """Whether the list that there is lacks this container, its pod, or the ID of another container of it."""
+        if self._table is None or ref.pod_uid is None:
+            return False
+        pod = self._table.by_uid.get(ref.pod_uid)
+        if pod is None:
+            return True
+        statuses = (*pod.containers, *pod.init_containers, *pod.ephemeral_containers)
+        named = {status.name for status in statuses if status.container_id}
+        is_known = ref.container_id in self.runtime.sandboxes or bool(self._table.find(ref.container_id))
+        return not is_known or not named.issuperset(pod.spec_names)
 
     def listed(self, entry: Entry) -> list[tuple[Pod, Container]]:
         """The places where a list has this container, in the pod that its path names if it names one."""

@@ -17,7 +17,7 @@ from tracer.errors import SourceError
 from tracer.sources.attempts import Attempts, Want
 from tracer.sources.cri import CriClient, CriContainer, CriState
 from tracer.sources.health import LAST_PAUSE, Health, back_off, tell
-from tracer.sources.kubelet import SourceState
+from tracer.sources.state import SourceState
 
 _log = logging.getLogger("podtracer.cri")
 
