@@ -121,8 +121,15 @@ class PodSources:
     def pass_wants(self) -> None:
         """Tells the sources which containers nobody knows, and which are no longer wanted. Without the lock held."""
         with self._lock:
+            is_changed = self._index.cgroups.changed
             wanted, settled = self._index.take_wants()
+            coming, whole = self._index.take_unsettled() if is_changed else ((), ())
             is_stirred = self._index.take_stir()
+        if self._cri is not None:
+            for pod_uid in coming:
+                self._cri.follow(pod_uid)
+            for pod_uid in whole:
+                self._cri.leave(pod_uid)
         if is_stirred and self._kubelet is not None:
             self._kubelet.stir()
         for source in (self._cri, self._kubelet):

@@ -96,6 +96,8 @@ class Index:
         # Announced while it was not certain which hierarchy holds the containers.
         self._undecided: dict[ProcessKey, Process] = {}
         self._wanted: set[str] = set()
+        # (pod UID, container ID) of those whose pod's images may still change.
+        self._unsettled: set[tuple[str, str]] = set()
         self._disputed: set[str] = set()
         # Events that came of something else than pod data, told with the next tick.
         self._late: list[Event] = []
@@ -369,6 +371,18 @@ class Index:
         }
         before, self._wanted = self._wanted, wanted
         return sorted(wanted - before), sorted(before - wanted)
+
+    def take_unsettled(self) -> tuple[set[str], set[str]]:
+        """UIDs of pods of which a container came up while others are still to come, and of those for which that is
+        over, since the last call."""
+        unsettled = {
+            (entry.workload.pod_uid or "", entry.ref.container_id)
+            for entry in self.cgroups.containers()
+            if entry.live and entry.workload.state is State.RESOLVED and not entry.workload.settled
+        }
+        before, self._unsettled = self._unsettled, unsettled
+        waiting = {uid for uid, _ in unsettled}
+        return {uid for uid, _ in unsettled - before}, {uid for uid, _ in before} - waiting
 
     def take_stir(self) -> bool:
         """Whether a container was made or removed, since the last call, in a pod whose status in the list is not
