@@ -33,7 +33,8 @@ from tracer.node import Tracer
 from tracer.settings import Settings
 
 if TYPE_CHECKING:
-    from tracer.sources.kubelet import PodFetch, SourceState
+    from tracer.sources.kubelet import PodFetch
+    from tracer.sources.state import SourceState
 
 Outcome = Literal["ok", "warn", "fail"]
 _SYNC_TIMEOUT = 10.0
@@ -215,10 +216,11 @@ def losses(counters: Mapping[str, int]) -> Check:
 
 def in_use(states: Mapping[str, SourceState], now: int) -> Check:
     """Which source tells the pods, and since when."""
-    for name in ("pods-api", "kubelet"):
-        state = states.get(name)
-        if state is not None and state.ok:
-            return Check("source", "ok", f"pods come from {name}, since {_seconds(now - state.since)} ago")
+    from tracer.sources.state import in_use as name_in_use
+
+    name = name_in_use(states)
+    if name is not None:
+        return Check("source", "ok", f"pods come from {name}, since {_seconds(now - states[name].since)} ago")
     runtime = states.get("cri")
     known = " beyond what the runtime knows" if runtime is not None and runtime.ok else ""
     found = f"nobody tells the pods: processes of pods stay pending{known}"

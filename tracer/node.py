@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tracer.clock import boottime
 from tracer.errors import TracerError
@@ -26,7 +26,7 @@ from tracer.kernel import machine
 from tracer.kernel.cgroupfs import Mount
 from tracer.kernel.loader import Features, Programs, ScanHeader
 from tracer.lookups import Lookups, Mode
-from tracer.model import Event, Identity, State
+from tracer.model import Clock, Event, Identity, State
 from tracer.podsources import PodSources
 from tracer.settings import Settings
 from tracer.spire_view import ViewWatch
@@ -35,11 +35,9 @@ from tracer.watching import Watch
 if TYPE_CHECKING:
     from tracer.identity.entries import Entries
     from tracer.sources.entries_file import EntriesFile
-    from tracer.sources.kubelet import SourceState
+    from tracer.sources.state import SourceState
 
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
-_RETRIES = 3  # look-ups of a process that moves while its files are read
-T = TypeVar("T")
 _log = logging.getLogger("podtracer")
 
 
@@ -202,6 +200,21 @@ class Tracer:
     def sources(self) -> Mapping[str, SourceState]:
         """The state of each source of pod data that is in use, by its name."""
         return self._sources.states
+
+    def pod_data(self, clock: Clock) -> dict[str, Any]:
+        """Which source tells the pods and since when, how each source fares and what failed last, and what is known:
+        JSON for whoever asks how the tracer is. Every key is always there."""
+        from tracer.sources.state import report
+
+        index = self._index
+        table, at = index.pod_table, index.pods_at
+        return {
+            **report(self._sources.states, clock),
+            "pods": None if table is None else len(table.pods),
+            "pods_from": index.pods_from,
+            "pods_age_ms": None if at is None else max(0.0, round((clock.now - at) / 1e6, 1)),
+            "other_tags": index.other_tags,
+        }
 
     def counters(self) -> dict[str, int]:
         """Lost records and slots, runs the kernel left out, slots repaired: all of them 0 on a good day."""

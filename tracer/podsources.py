@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from tracer.model import Pod
     from tracer.sources.cri import CriContainer
     from tracer.sources.cri_source import CriSource
-    from tracer.sources.kubelet import KubeletSource, PodFetch, SourceState
+    from tracer.sources.kubelet import KubeletSource, PodFetch
     from tracer.sources.namespaces import Labels, NamespaceSource
     from tracer.sources.pods_source import PodsApiSource
+    from tracer.sources.state import SourceState
 
 Name = Literal["pods-api", "kubelet", "cri", "namespaces"]
 # A kubelet that starts again lists no pods, or static ones only, until it has heard from the API server. For this long
-# after a failure its list takes no pod away.
+# after a failure its list takes no pod away; after a new connection without a failure, none of which a container still
+# has a cgroup.
 _STARTING = 30_000_000_000
 _log = logging.getLogger("podtracer")
 
@@ -74,6 +76,9 @@ class PodSources:
         self._namespaces: NamespaceSource | None = None
         self._silent: set[Name] = set()
         self._wanted: Counter[str] = Counter()
+        # The kubelet's connection of the last list that was believed, and since when those of a newer one are not.
+        self._connected: int | None = None
+        self._doubted: int | None = None
 
     def start(self) -> None:
         """Starts what there is. Raises ``UsageError`` for an endpoint that is none."""
@@ -106,18 +111,29 @@ class PodSources:
 
     @property
     def states(self) -> dict[str, SourceState]:
-        """The state of each source that is in use."""
-        named: tuple[tuple[Name, KubeletSource | PodsApiSource | CriSource | None], ...] = (
+        """The state of each source that is asked."""
+        named: tuple[tuple[Name, KubeletSource | PodsApiSource | CriSource | NamespaceSource | None], ...] = (
             ("pods-api", self._pods_api),
             ("kubelet", self._kubelet),
             ("cri", self._cri),
+            ("namespaces", self._namespaces),
         )
         return {name: source.state for name, source in named if source is not None}
 
     def pass_wants(self) -> None:
         """Tells the sources which containers nobody knows, and which are no longer wanted. Without the lock held."""
         with self._lock:
+            is_changed = self._index.cgroups.changed
             wanted, settled = self._index.take_wants()
+            coming, whole = self._index.take_unsettled() if is_changed else ((), ())
+            is_stirred = self._index.take_stir()
+        if self._cri is not None:
+            for pod_uid in coming:
+                self._cri.follow(pod_uid)
+            for pod_uid in whole:
+                self._cri.leave(pod_uid)
+        if is_stirred and self._kubelet is not None:
+            self._kubelet.stir()
         for source in (self._cri, self._kubelet):
             if source is not None:
                 for container_id in wanted:
@@ -149,6 +165,8 @@ class PodSources:
         from tracer.sources.finding import choose
         from tracer.sources.kubelet import KubeletClient, KubeletSource
 
+        if self._kubelet is not None:
+            return
         choice = choose(self._settings)
         if choice.note is not None:
             self._note(choice.note)
@@ -162,6 +180,7 @@ class PodSources:
             if self._stopped or self._kubelet is not None:
                 return
             self._kubelet = source
+            self._connected = self._doubted = None
         source.start()
 
     def _end_kubelet(self) -> None:
@@ -234,6 +253,9 @@ class PodSources:
             self._publish(change(boottime()))
             self._after_change()
             namespaces = self._index.pod_namespaces
+            disputes = self._index.take_disputes()
+        for text in disputes:
+            _log.error("%s", text)
         self.pass_wants()
         if self._namespaces is not None:
             self._namespaces.want(namespaces)
@@ -242,15 +264,33 @@ class PodSources:
 
     def _on_pods(self, name: Name, fetch: PodFetch) -> None:
         pods, complete = fetch.pods.pods, not fetch.pods.skipped
-        if name == "kubelet" and self._may_be_starting():
+        if name == "kubelet" and (self._may_be_starting() or self._may_have_started_again(fetch)):
             complete = False
         self._apply(lambda now: self._index.pods(pods, fetch.started, complete=complete, source=name, now=now))
-        self._tell_disputes()
         self._heard(name)
 
     def _may_be_starting(self) -> bool:
         states = [source.state for source in (self._kubelet, self._pods_api) if source is not None]
         return any(state.failures and boottime() - state.since < _STARTING for state in states)
+
+    def _may_have_started_again(self, fetch: PodFetch) -> bool:
+        """Whether a list may be that of a kubelet that ended and began again between two requests, which nobody saw
+        fail: it came on another connection than the last one, and lacks pods of which a container has a cgroup."""
+        if fetch.connected == self._connected or self._connected is None or not self._lacks_live(fetch):
+            self._connected, self._doubted = fetch.connected, None
+            return False
+        now = boottime()
+        if self._doubted is None:
+            self._doubted = now
+        if now - self._doubted < _STARTING:
+            return True
+        self._connected, self._doubted = fetch.connected, None
+        return False
+
+    def _lacks_live(self, fetch: PodFetch) -> bool:
+        with self._lock:
+            self._drain()
+            return self._index.lacks_live({pod.uid for pod in fetch.pods.pods})
 
     def _on_change(self, pod: Pod, at: int) -> None:
         self._apply(lambda now: self._index.pod_changed(pod, at, now))
@@ -310,9 +350,3 @@ class PodSources:
             is_first = not self._silent
         if is_first:
             self._on_first()
-
-    def _tell_disputes(self) -> None:
-        with self._lock:
-            disputes = self._index.take_disputes()
-        for text in disputes:
-            _log.error("%s", text)

@@ -18,9 +18,10 @@ from tracer.identity.pods import decode_pod_list
 from tracer.model import Pod
 from tracer.sources.cri import CriClient, CriContainer
 from tracer.sources.cri_source import CriSource
-from tracer.sources.kubelet import PodFetch, SourceState
+from tracer.sources.kubelet import PodFetch
 from tracer.sources.pods_api import PodsApiClient
 from tracer.sources.pods_source import PodsApiSource
+from tracer.sources.state import SourceState
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -187,6 +188,11 @@ def test_the_config_table_names_every_value_and_its_origin(capsys: pytest.Captur
         ("a: !!python/object:os.system x", "the configuration is no YAML", "write one 'key: value' a line"),
         ("max-poll-attempts: 1.5", "1.5 is no whole number from 1 to 1000000", "it is what --max-poll-attempts takes"),
         ("max-poll-attempts: true", "True is no whole number", "it is what --max-poll-attempts takes"),
+        (
+            "refresh-interval: 3\nmode: strict\nrefresh-interval: 4",
+            "the key refresh-interval stands in the configuration twice, at line 3, column 1",
+            "write one 'key: value' a line",
+        ),
         ("refresh-interval: [1]", "[1] is no duration", "it is what --refresh-interval takes"),
         ("refresh-interval: true", "True is no duration", "it is what --refresh-interval takes"),
         ("refresh-interval: .inf", "inf is no duration", "it is what --refresh-interval takes"),
@@ -213,6 +219,35 @@ def test_a_named_configuration_must_be_there_and_readable(capsys: pytest.Capture
     assert error_of(capsys)[0] == f"no such configuration file ({tmp_path}/none)"
     assert run(["--config", str(tmp_path), "lookup", "7"], app()) == 2
     assert error_of(capsys)[0].startswith("the configuration cannot be read")
+
+
+def test_a_configuration_may_come_through_a_pipe_and_nobody_waits_for_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What a shell hands over as a pipe is read to its end; a named pipe on which nobody writes is an error at once."""
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "wb") as pipe:
+        pipe.write(b"refresh-interval: 3s\n" + b"#" * 5000)
+        pipe.close()
+        assert run(["config", "-o", "json", "--config", f"/dev/fd/{reader}"], app()) == 0
+    assert json.loads(capsys.readouterr().out)["refresh-interval"]["value"] == 3
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert run(["config", "--config", str(fifo)], app()) == 2
+    assert error_of(capsys)[0] == f"the configuration cannot be read: nobody writes to it ({fifo})"
+
+
+def test_files_that_cannot_be_opened_for_want_of_descriptors_are_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    """Running out of descriptors says so and how to have more, with the exit code for what the machine lacks."""
+
+    class Short(FakeTracer):
+        def __enter__(self) -> FakeTracer:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    assert run(["lookup", "7", "--standalone"], app(tracer=Short({}))) == 69
+    error, hint = error_of(capsys)
+    assert error == "no more files can be opened"
+    assert "ulimit -n" in hint
 
 
 def test_an_environment_variable_that_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,8 @@ from tracer.errors import SourceError, UsageError
 from tracer.sources.attempts import PAUSES
 from tracer.sources.cri import CriClient, CriContainer, CriState, CriVersion, find_endpoint
 from tracer.sources.cri_source import WORKERS, CriSource
-from tracer.sources.kubelet import SourceState
 from tracer.sources.rpc import CallError
+from tracer.sources.state import SourceState
 
 WAIT = 20.0
 
@@ -306,6 +306,35 @@ def test_settled(runtime: FakeRuntime, start: Start, told: Told) -> None:
     source.want(runtime.add(2))
     until(lambda: told.containers, WAIT, "the other")
     assert list(told.containers) == [hex_id(2)]
+
+
+def test_the_next_container_of_a_followed_pod(runtime: FakeRuntime, start: Start, told: Told) -> None:
+    """A container that is made in a pod that is followed is told without having been wanted, one of another pod is not;
+    when all are there, or some time has passed, nobody looks any more."""
+    first = runtime.add(1)
+    source = start()
+    until(lambda: told.oks() == [True], WAIT, "the listing")
+    source.follow(POD_UID)
+    until(lambda: runtime.count("ListContainers") >= 4, WAIT, "the pod to be listed")
+    other = runtime.add(2, "app", labels=labels("app", "another"))
+    ended = runtime.add(3, "app", state=2)
+    second = runtime.add(4, "side")
+    until(lambda: second in told.containers, WAIT, "the second container")
+    source.leave(POD_UID)
+    assert (other in told.containers, ended in told.containers) == (False, False)
+    assert (len(told.containers[first]), len(told.containers[second])) == (1, 1)
+    assert runtime.count("ContainerStatus", first) == 1
+
+
+def test_a_followed_pod_of_a_runtime_that_fails(runtime: FakeRuntime, start: Start, told: Told) -> None:
+    """While the runtime is away nobody follows, and nothing is said of it but that it is away."""
+    source = start(interval_s=0.2)
+    until(lambda: told.oks() == [True], WAIT, "the listing")
+    runtime.server.stop()
+    source.follow(POD_UID)
+    until(lambda: told.oks() == [True, False], WAIT, "the failure")
+    runtime.server.start()
+    until(lambda: told.oks() == [True, False, True], WAIT, "the runtime to be back")
 
 
 def test_a_sandbox(runtime: FakeRuntime, start: Start, told: Told) -> None:

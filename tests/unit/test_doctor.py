@@ -6,6 +6,7 @@ import importlib.machinery
 import io
 import json
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,12 +25,13 @@ from tracer.cli.output import Out
 from tracer.cli.quote import width
 from tracer.doctor import Check
 from tracer.errors import MissingError, SourceError
+from tracer.kernel import machine
 from tracer.kernel.cgroupfs import Mount
 from tracer.kernel.loader import Features, HierarchyInfo
 from tracer.model import GONE
 from tracer.settings import Settings
-from tracer.sources.kubelet import SourceState
 from tracer.sources.replay import ReplayKubelet
+from tracer.sources.state import SourceState
 
 BEST = Features(None, None, True)
 ROOT = "CapEff:\t000001ffffffffff\n"
@@ -67,6 +69,14 @@ def test_a_missing_capability_is_named() -> None:
     assert (check.state, check.hint) == ("fail", "run it as root")
     assert "CAP_BPF" in check.found
     assert "CAP_DAC_READ_SEARCH" in check.found
+
+
+def test_few_descriptors_are_refused_before_anything_is_opened() -> None:
+    """Below the least number of open files the error says how to have more; no limit at all is fine."""
+    for limit in (machine.LEAST_FILES, 1 << 20, resource.RLIM_INFINITY):
+        machine.check_files(limit)
+    with pytest.raises(MissingError, match=r"too few files may be open \(20, 64 are needed\)"):
+        machine.check_files(20)
 
 
 def test_no_btf_is_a_failure_that_names_the_file(tmp_path: Path) -> None:

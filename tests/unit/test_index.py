@@ -46,6 +46,32 @@ def _identity(event: Event | None) -> Identity:
 # ---- containers and lists ----
 
 
+def test_what_happens_in_an_incomplete_pod_is_told_once() -> None:
+    """A container that is made or removed in a pod that the list does not have whole makes a list due, once; in a pod
+    that is listed with the IDs of all its containers, on the host, or before any list, it does not."""
+    lab = Lab()
+    base = "/kubepods/besteffort/pod"
+    lab.mkdir(f"{base}{uid('a')}/{cid('a')}")
+    assert not lab.index.take_stir()
+    lab.pods(pod("a", container("a")), pod("b", container("b"), container(None, "side")))
+    for path, is_due in (
+        (f"{base}{uid('a')}/{cid('a')}/nested", False),
+        (f"{base}{uid('b')}/{cid('b')}", True),
+        (f"{base}{uid('c')}/{cid('c')}", True),
+        (f"/docker/{cid('d')}", False),
+        (f"{base}{uid('a')}/{cid('e')}", True),
+    ):
+        lab.mkdir(path)
+        assert lab.index.take_stir() == is_due, path
+        assert not lab.index.take_stir()
+    for path, is_due in ((f"{base}{uid('b')}/{cid('b')}", True), (f"{base}{uid('a')}/{cid('a')}", False)):
+        lab.remove(path)
+        assert lab.index.take_stir() == is_due, path
+    lab.index.sandbox(cid("e"), lab.now)
+    lab.remove(f"{base}{uid('a')}/{cid('e')}")
+    assert not lab.index.take_stir()
+
+
 def test_a_container_is_pending_from_its_birth_and_resolved_by_the_list_that_names_it(lab: Lab) -> None:
     """What the path tells is known at once, the rest with the list."""
     home = lab.mkdir(HOME_A)

@@ -24,10 +24,10 @@ from tracer.sources.kubelet import (
     KubeletEndpoint,
     KubeletSource,
     PodFetch,
-    SourceState,
     find_read_only,
 )
 from tracer.sources.replay import ReplayKubelet
+from tracer.sources.state import SourceState
 
 Script = Callable[[RawServer, socket.socket], None]
 

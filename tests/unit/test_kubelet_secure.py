@@ -25,7 +25,8 @@ from tracer.errors import SourceError, UsageError
 from tracer.settings import Settings
 from tracer.sources.credentials import Credentials, readable
 from tracer.sources.finding import choose, credentials
-from tracer.sources.kubelet import KubeletClient, KubeletEndpoint, KubeletSource, SourceState
+from tracer.sources.kubelet import KubeletClient, KubeletEndpoint, KubeletSource
+from tracer.sources.state import SourceState
 
 LISTED = pod_list(pod())
 DISTRUST = "the kubelet's certificate is "

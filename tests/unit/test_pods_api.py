@@ -23,11 +23,12 @@ from tracer.clock import boottime
 from tracer.errors import InputError, UsageError
 from tracer.model import Container, Owner, Pod
 from tracer.sources import pods_source
-from tracer.sources.kubelet import PodFetch, SourceState
+from tracer.sources.kubelet import PodFetch
 from tracer.sources.pod_bytes import decode_pod
 from tracer.sources.pods_api import PodEventKind, PodsApiClient
 from tracer.sources.pods_source import PodsApiSource
 from tracer.sources.rpc import CallError
+from tracer.sources.state import SourceState
 
 WAIT = 20.0
 

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
+import time
+from typing import Any
 
 import pytest
 
 from tests.servers import RawServer, answer, pod, pod_list, read_request
+from tests.unit.index_lab import Lab, cid
 from tests.waiting import until
 from tracer import podsources
 from tracer.identity.index import Index
+from tracer.model import Clock
 from tracer.podsources import PodSources
 from tracer.settings import Settings
+from tracer.sources.state import report
+
+CLOCK = Clock(0, 0.0)
+
+
+def _sources(index: Index, settings: Settings, warnings: list[str] | None = None) -> PodSources:
+    return PodSources(
+        settings,
+        index,
+        lock=threading.RLock(),
+        drain=lambda: None,
+        publish=[].extend,
+        on_change=lambda: None,
+        on_first=lambda: None,
+        warn=([] if warnings is None else warnings).append,
+        note=[].append,
+    )
+
+
+def _pods(index: Index) -> int:
+    return len(index.pod_table.pods) if index.pod_table is not None else 0
 
 
 def test_a_kubelet_that_starts_again_takes_no_pod_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,32 +61,148 @@ def test_a_kubelet_that_starts_again_takes_no_pod_away(monkeypatch: pytest.Monke
 
     index = Index()
     with RawServer(script) as server:
-        sources = PodSources(
-            Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=0.1),
-            index,
-            lock=threading.RLock(),
-            drain=lambda: None,
-            publish=[].extend,
-            on_change=lambda: None,
-            on_first=lambda: None,
-            warn=[].append,
-            note=[].append,
-        )
-
-        def known() -> int:
-            return len(index.pod_table.pods) if index.pod_table is not None else 0
-
+        kubelet_alone = {"cri": "none", "pods_api": "none", "refresh_interval": 0.1}
+        sources = _sources(index, Settings(kubelet_read_only_port=server.port, **kubelet_alone))
         sources.start()
         try:
-            until(lambda: known() == 1, 30, "the pod")
+            until(lambda: _pods(index) == 1, 30, "the pod")
             tell(empty)
-            assert known() == 0
+            assert _pods(index) == 0
             tell(full)
-            assert known() == 1
+            assert _pods(index) == 1
             tell(answer(b"", "503 Service Unavailable"))
             tell(empty)
-            assert known() == 1
+            assert _pods(index) == 1
             monkeypatch.setattr(podsources, "_STARTING", 0)
-            until(lambda: known() == 0, 30, "the pod to go")
+            until(lambda: _pods(index) == 0, 30, "the pod to go")
         finally:
             sources.stop()
+
+
+@pytest.mark.parametrize("has_cgroup", [True, False], ids=["a container has a cgroup", "no container has one"])
+def test_a_kubelet_that_started_again_unseen_takes_no_live_pod_away(
+    monkeypatch: pytest.MonkeyPatch, has_cgroup: bool
+) -> None:
+    """A kubelet that ended and began again between two requests fails for nobody: its short list, on a new connection,
+    takes no pod away of which a container has a cgroup, until it has had the time to start. On the connection that was
+    there before, and of pods without a cgroup, a list is believed at once."""
+    container_id = cid("a")
+    statuses = [{"name": "app", "image": "app:1", "containerID": f"containerd://{container_id}"}]
+    whole = pod(status={"containerStatuses": statuses})
+    now = [answer(pod_list(whole))]
+    hang_up = [False]
+    requests = [0]
+
+    def script(_: RawServer, conn: socket.socket) -> None:
+        while read_request(conn):
+            conn.sendall(now[0])
+            requests[0] += 1
+            if hang_up[0]:
+                hang_up[0] = False
+                return  # as a server that ends does with a connection that is idle
+
+    def wait_for_more() -> None:
+        before = requests[0]
+        until(lambda: requests[0] >= before + 3, 30, "three more requests")
+
+    lab = Lab()
+    if has_cgroup:
+        lab.mkdir(f"/kubepods/besteffort/pod{whole['metadata']['uid']}/{container_id}")
+    with RawServer(script) as server:
+        settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=0.1)
+        warnings: list[str] = []
+        sources = _sources(lab.index, settings, warnings)
+        sources.start()
+        try:
+            until(lambda: _pods(lab.index) == 1, 30, "the pod")
+            hang_up[0] = True
+            until(lambda: not hang_up[0], 30, "the connection to end")
+            now[0] = answer(pod_list())
+            wait_for_more()
+            assert _pods(lab.index) == int(has_cgroup)
+            monkeypatch.setattr(podsources, "_STARTING", 0)
+            until(lambda: _pods(lab.index) == 0, 30, "the pod to go")
+            now[0] = answer(pod_list(whole))
+            until(lambda: _pods(lab.index) == 1, 30, "the pod to be back")
+            monkeypatch.undo()
+            now[0] = answer(pod_list())
+            until(lambda: _pods(lab.index) == 0, 30, "the pod to go, on the same connection")
+        finally:
+            sources.stop()
+    assert warnings == []
+
+
+def test_the_report_says_which_source_is_in_use_and_what_failed() -> None:
+    """The report names the source that lists the pods and since when, and keeps a failure that is over."""
+    now = [answer(pod_list(pod()))]
+
+    def script(_: RawServer, conn: socket.socket) -> None:
+        while read_request(conn):
+            conn.sendall(now[0])
+
+    with RawServer(script) as server:
+        settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=0.1)
+        sources = _sources(Index(), settings)
+        assert report({}, CLOCK) == {"in_use": None, "since": None, "sources": {}}
+        sources.start()
+        try:
+
+            def state() -> dict[str, Any]:
+                return report(sources.states, CLOCK)["sources"]["kubelet"]
+
+            first = until(lambda: (found := state())["state"] == "ok" and found, 30, "an answer")
+            whole = report(sources.states, CLOCK)
+            assert (whole["in_use"], whole["since"]) == ("kubelet", first["since"])
+            assert (first["error"], first["last_error"], first["last_error_at"]) == (None, None, None)
+            now[0] = answer(b"", "503 Service Unavailable")
+            bad = until(lambda: (found := state())["state"] == "failing" and found, 30, "a failure")
+            assert report(sources.states, CLOCK)["in_use"] is None
+            assert "503" in bad["error"]["what"]
+            assert str(server.port) in bad["error"]["object"]
+            assert bad["since"] > first["since"]
+            assert bad["last_success"] >= first["last_success"]
+            now[0] = answer(pod_list(pod()))
+            good = until(lambda: (found := state())["state"] == "ok" and found, 30, "an answer again")
+            assert (good["error"], good["last_error"]) == (None, bad["error"])
+            assert good["last_error_at"] >= bad["since"]
+            assert good["failures"] >= 1
+            assert good["requests"] > good["failures"]
+        finally:
+            sources.stop()
+
+
+def test_nothing_changing_costs_one_list_per_interval() -> None:
+    """With 250 pods listed whole and their containers' cgroups there, lists are asked for once per interval: two never
+    begin closer to one another, whatever else is done."""
+    pods = [_whole(number) for number in range(250)]
+    times: list[float] = []
+
+    def script(_: RawServer, conn: socket.socket) -> None:
+        while read_request(conn):
+            times.append(time.monotonic())
+            conn.sendall(body)
+
+    body = answer(pod_list(*pods))
+    lab = Lab()
+    for each in pods:
+        container_id = each["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+        lab.mkdir(f"/kubepods/besteffort/pod{each['metadata']['uid']}/{container_id}")
+    with RawServer(script) as server:
+        settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=1.0)
+        sources = _sources(lab.index, settings)
+        sources.start()
+        try:
+            until(lambda: _pods(lab.index) == 250, 30, "the pods")
+            # What was wanted before the first list came may have made a second one due.
+            settled = len(times) + 1
+            until(lambda: (sources.pass_wants(), len(times) >= settled + 3)[1], 30, "three more lists")
+        finally:
+            sources.stop()
+    gaps = [after - before for before, after in itertools.pairwise(times[settled - 1 :])]
+    assert min(gaps) > 0.9, gaps
+
+
+def _whole(number: int) -> dict[str, Any]:
+    uid = f"00000000-0000-0000-0000-{number:012d}"
+    status = {"name": "app", "image": "app:1", "containerID": f"containerd://{number:064x}", "state": {"running": {}}}
+    return pod(uid, status={"containerStatuses": [status]})

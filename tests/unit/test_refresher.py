@@ -12,6 +12,7 @@ from tracer.sources.refresh import (
     LAST_RETRY,
     MAX_WANTED,
     SPACING,
+    STIR,
     Refresher,
 )
 
@@ -202,10 +203,44 @@ def test_wants_are_bounded() -> None:
     assert refresher.wanted == MAX_WANTED - 1
 
 
+def test_what_happens_to_an_incomplete_pod_is_fetched_for_soon() -> None:
+    """Half a second after something happened a GET has begun, one for all until then, not repeated."""
+    refresher = Refresher(10 * S)
+    fetch(refresher, START)
+    for after in (1, 100, 400):
+        refresher.stir(START + S + after * MS)
+    due = refresher.next_fetch(START + S + 400 * MS)
+    assert due == START + S + MS + STIR
+    assert due <= START + S + 500 * MS
+    fetch(refresher, due)
+    assert refresher.next_fetch(due) == due + 10 * S
+
+
+def test_a_fetch_for_another_reason_leaves_the_later_one() -> None:
+    """A GET right after an event, whose list the kubelet's status may not be in yet, does not replace the one that was
+    to come."""
+    refresher = Refresher(10 * S)
+    fetch(refresher, START)
+    refresher.stir(START + S)
+    refresher.want("a", START + S)
+    fetch(refresher, START + S)
+    refresher.settle("a")
+    assert refresher.next_fetch(START + S) == START + S + STIR
+
+
+def test_failures_are_not_hurried_by_what_happens() -> None:
+    """While the kubelet fails the next try has its pause, whatever happens to pods."""
+    refresher = Refresher(10 * S)
+    fetch(refresher, START, ok=False)
+    refresher.stir(START)
+    assert refresher.next_fetch(START) == START + FIRST_FAILURE_PAUSE
+
+
 ids = st.sampled_from(["a", "b", "c", "d"])
 steps = st.one_of(
     st.tuples(st.just("want"), ids),
     st.tuples(st.just("settle"), ids),
+    st.tuples(st.just("stir"), st.none()),
     st.tuples(st.just("wait"), st.integers(0, 8 * S)),
     st.tuples(st.just("fetch"), st.tuples(st.integers(0, 2 * S), st.booleans())),
 )
@@ -222,6 +257,7 @@ def test_any_order(interval: int, what: list[tuple[str, object]]) -> None:
     now, began, ended, failures = START, None, START, 0
     # Per wanted container: how many good GETs began since it was wanted, and when it was wanted.
     looks: dict[str, int] = {}
+    stirred: int | None = None
     since: dict[str, int] = {}
 
     for kind, value in what:
@@ -234,6 +270,9 @@ def test_any_order(interval: int, what: list[tuple[str, object]]) -> None:
             assert isinstance(value, str)
             refresher.settle(value)
             looks.pop(value, None)
+        elif kind == "stir":
+            refresher.stir(now)
+            stirred = now if stirred is None else stirred
         elif kind == "wait":
             assert isinstance(value, int)
             now += value
@@ -252,16 +291,19 @@ def test_any_order(interval: int, what: list[tuple[str, object]]) -> None:
                     since[c] if n == 0 else ended + min(FIRST_RETRY * 2 ** (n - 1), LAST_RETRY)
                     for c, n in looks.items()
                 ]
+                latest += [] if stirred is None else [stirred + STIR]
                 assert due <= max(now, began + SPACING, min(latest))
                 # No busy loop: unless the interval is over, somebody must have a reason.
                 if due < max(began + interval, ended + SPACING):
-                    assert looks
+                    assert looks or stirred is not None
         if kind == "fetch":
             assert isinstance(value, tuple)
             took, ok = value
             now = due
             refresher.started(now)
             began = now
+            if stirred is not None and stirred + STIR <= now:
+                stirred = None
             assert refresher.next_fetch(now) is None
             now += took
             assert refresher.next_fetch(now) is None

@@ -141,6 +141,27 @@ def test_settled_waits_for_every_app_container() -> None:
         assert "k8s:pod-image:" not in workload.selectors
 
 
+def test_a_pod_is_followed_while_its_containers_come_up(lab: Lab) -> None:
+    """Each container that comes up while others of its pod are to come has the pod followed, until they are there, or
+    the container is gone."""
+    lab.pods(pod(A, spec=named("app", "side", "last")))
+    lab.mkdir(HOME)
+    assert lab.index.take_unsettled() == (set(), set())
+    lab.index.container(record(A), lab.now)
+    assert lab.index.take_unsettled() == ({uid(A)}, set())
+    assert lab.index.take_unsettled() == (set(), set())
+    lab.mkdir(SIDE)
+    lab.index.container(record(C, "side"), lab.now)
+    assert lab.index.take_unsettled() == ({uid(A)}, set())
+    lab.index.container(record(B, "last"), lab.now)
+    assert lab.index.take_unsettled() == (set(), {uid(A)})
+    lab.pods(pod(A, spec=named("app", "side", "more", "last")))
+    assert lab.index.take_unsettled() == ({uid(A)}, set())
+    for path in (HOME, SIDE):
+        lab.remove(path)
+    assert lab.index.take_unsettled() == (set(), {uid(A)})
+
+
 def test_an_init_container_is_settled_with_those_before_it() -> None:
     """An init container waits for the init containers up to it, not for those after it nor for app containers."""
     init = tuple(replace(each, role="init") for each in named("one", "two"))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import select
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +21,7 @@ from tracer.settings import Settings
 DEFAULT_FILE = "/etc/podtracer/config.yaml"
 DEFAULT_SOCKET = "/run/podtracer/podtracer.sock"
 _MOST_BYTES = 1 << 20
+_PIPE_WAIT = 5000  # milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +114,7 @@ def read_file(path: str | None) -> tuple[str, dict[str, Any]]:
     """The configuration file's path and entries; only a file that was named must be there."""
     name = path or DEFAULT_FILE
     try:
-        with open(name, "rb") as file:
-            body = file.read(_MOST_BYTES + 1)
+        body = _read(name)
     except (FileNotFoundError, NotADirectoryError) as error:
         if path is None:
             return name, {}
@@ -125,11 +129,35 @@ def read_file(path: str | None) -> tuple[str, dict[str, Any]]:
     return name, _entries(name, body)
 
 
+def _read(name: str) -> bytes:
+    """At most a byte more than what is allowed. A pipe is read to its end, but nobody waits for one to come: opened in
+    the usual way it would hang for ever."""
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb", buffering=0) as file:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return file.read(_MOST_BYTES + 1)
+        body = bytearray()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while len(body) <= _MOST_BYTES:
+            if not poll.poll(_PIPE_WAIT):
+                raise OSError(errno.ETIMEDOUT, "nobody writes to it")
+            more = file.read(_MOST_BYTES + 1 - len(body))
+            if not more:
+                break
+            body += more
+    if not body:
+        raise OSError(errno.ENODATA, "nobody writes to it")
+    return bytes(body)
+
+
 def _entries(name: str, body: bytes) -> dict[str, Any]:
     import yaml  # only those who have a file pay for it
 
     hint = "write one 'key: value' a line, such as 'refresh-interval: 10s'"
     try:
+        node = yaml.compose(body, Loader=yaml.SafeLoader)
+        _check_keys(name, node, hint)
         entries = yaml.safe_load(body)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -147,6 +175,18 @@ def _entries(name: str, body: bytes) -> dict[str, Any]:
             hint = f"did you mean {close[0]}?" if close else "podtracer config shows all keys"
             raise UsageError(f"unknown key '{key}' in the configuration", quote(name), hint)
     return entries
+
+
+def _check_keys(name: str, node: Any, hint: str) -> None:
+    """YAML allows no key twice; its reader takes the last one, and says nothing."""
+    seen = set()
+    for key, _ in node.value if getattr(node, "id", None) == "mapping" else ():
+        text = str(key.value)
+        if text in seen:
+            mark = key.start_mark
+            where = f"at line {mark.line + 1}, column {mark.column + 1}"
+            raise UsageError(f"the key {quote(text)} stands in the configuration twice, {where}", quote(name), hint)
+        seen.add(text)
 
 
 def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], config: str | None) -> dict[str, Value]:

@@ -7,6 +7,7 @@ reader that closes its pipe is no error.
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import re
@@ -21,7 +22,7 @@ from tracer.cli.app import App
 from tracer.cli.group import cli
 from tracer.cli.output import ReaderGone, detach
 from tracer.cli.quote import quote
-from tracer.errors import TracerError
+from tracer.errors import MissingError, TracerError
 
 INTERNAL = 70
 INTERRUPTED = 130
@@ -83,6 +84,9 @@ def _invoke(args: list[str], app: App) -> int:
     except Exception as error:
         if app.debug:
             _traceback()
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            _tell(app, "no more files can be opened", None, "raise the limit: ulimit -n 1024")
+            return MissingError.exit_code
         what = f"internal error: {error}" if str(error) else "internal error"
         hint = "this is a bug; please report it with the traceback" if app.debug else "--debug shows the traceback"
         _tell(app, what, type(error).__name__, hint)

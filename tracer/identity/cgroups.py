@@ -130,6 +130,8 @@ class CgroupTree:
         # Entries that nobody has considered yet, and whether any entry changed since that was last asked.
         self.fresh: list[Entry] = []
         self.changed = True
+        # Containers below pods that were made or removed since that was last asked.
+        self.stirred: set[ContainerRef] = set()
 
     def track(self, top: int) -> None:
         """Starts anew on another hierarchy, whose root cgroup has the id ``top``."""
@@ -156,6 +158,7 @@ class CgroupTree:
         else:
             self._unsure.pop(event.id, None)
             if (entry := self.entries.get(event.id)) is not None:
+                self._stir(entry)
                 entry.live = False
                 self.changed = True
             if event.kind == CgroupEventKind.RELEASE:
@@ -274,7 +277,12 @@ class CgroupTree:
             self._by_id.setdefault(entry.ref.container_id, []).append(entry)
             self.fresh.append(entry)
             self.changed = True
+            self._stir(entry)
         return View(place, entry, entry.workload)
+
+    def _stir(self, entry: Entry) -> None:
+        if entry.live and entry.root is not None:
+            self.stirred.add(entry.ref)
 
     def bind(self, entry: Entry) -> None:
         """Ties a resolved container's cgroup, and with it all below, to this container until it is released."""

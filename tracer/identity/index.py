@@ -17,7 +17,7 @@ those of ``verdict``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, View
@@ -101,6 +101,8 @@ class Index:
         # Announced while it was not certain which hierarchy holds the containers.
         self._undecided: dict[ProcessKey, Process] = {}
         self._wanted: set[str] = set()
+        # (pod UID, container ID) of those whose pod's images may still change.
+        self._unsettled: set[tuple[str, str]] = set()
         self._disputed: set[str] = set()
         # Events that came of something else than pod data, told with the next tick.
         self._late: list[Event] = []
@@ -398,6 +400,34 @@ class Index:
         }
         before, self._wanted = self._wanted, wanted
         return sorted(wanted - before), sorted(before - wanted)
+
+    def take_unsettled(self) -> tuple[set[str], set[str]]:
+        """UIDs of pods of which a container came up while others are still to come, and of those for which that is
+        over, since the last call."""
+        unsettled = {
+            (entry.workload.pod_uid or "", entry.ref.container_id)
+            for entry in self.cgroups.containers()
+            if entry.live and entry.workload.state is State.RESOLVED and not entry.workload.settled
+        }
+        before, self._unsettled = self._unsettled, unsettled
+        waiting = {uid for uid, _ in unsettled}
+        return {uid for uid, _ in unsettled - before}, {uid for uid, _ in before} - waiting
+
+    def take_stir(self) -> bool:
+        """Whether a container was made or removed, since the last call, in a pod whose status in the list is not
+        complete: the next list may say more."""
+        stirred = self.cgroups.stirred
+        if not stirred:
+            return False
+        self.cgroups.stirred = set()
+        return any(self._verdicts.is_incomplete(ref) for ref in stirred)
+
+    def lacks_live(self, uids: Set[str]) -> bool:
+        """Whether a pod that is known, and of which a container has a cgroup, is not among these."""
+        return any(
+            entry.live and entry.root is not None and entry.pod is not None and entry.pod.uid not in uids
+            for entry in self.cgroups.containers()
+        )
 
     def consider(self, entry: Entry, now: int) -> list[Event]:
         """Decides what is known of one container now; its ``resolved`` events if that resolves it."""

@@ -101,6 +101,18 @@ class Verdicts:
         """Whether any source has told of anything."""
         return self._table is not None or bool(self.runtime)
 
+    def is_incomplete(self, ref: ContainerRef) -> bool:
+        """Whether the list that there is lacks this container, its pod, or the ID of another container of it."""
+        if self._table is None or ref.pod_uid is None:
+            return False
+        pod = self._table.by_uid.get(ref.pod_uid)
+        if pod is None:
+            return True
+        statuses = (*pod.containers, *pod.init_containers, *pod.ephemeral_containers)
+        named = {status.name for status in statuses if status.container_id}
+        is_known = ref.container_id in self.runtime.sandboxes or bool(self._table.find(ref.container_id))
+        return not is_known or not named.issuperset(pod.spec_names)
+
     def listed(self, entry: Entry) -> list[tuple[Pod, Container]]:
         """The places where a list has this container, in the pod that its path names if it names one."""
         uid = entry.ref.pod_uid

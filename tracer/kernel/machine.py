@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from pathlib import Path
 
 from tracer.errors import MissingError, PermissionMissing
@@ -17,6 +18,7 @@ _NEEDED = {
 }
 _ADMIN_IS_ENOUGH = {39, 38}
 LEAST_KERNEL = (5, 8)
+LEAST_FILES = 64
 
 
 def check_capabilities(status: str) -> None:
@@ -40,7 +42,15 @@ def check_kernel(release: str) -> None:
         raise MissingError("the kernel is too old", f"Linux {release}", "podtracer needs Linux 5.8 or newer")
 
 
+def check_files(limit: int) -> None:
+    """Raises ``MissingError`` where so few files may be open that the programs and their maps do not fit in."""
+    if limit != resource.RLIM_INFINITY and limit < LEAST_FILES:
+        hint = "raise it: ulimit -n 1024, or LimitNOFILE= of the service"
+        raise MissingError("too few files may be open", f"{limit}, {LEAST_FILES} are needed", hint)
+
+
 def check() -> None:
     """Raises the first thing that this machine or this user lacks."""
+    check_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     check_kernel(os.uname().release)
     check_capabilities(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))

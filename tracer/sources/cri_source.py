@@ -2,8 +2,9 @@
 
 One thread keeps the listing: at the start, at every refresh, and after a failure until there is an answer again.
 What it names and nobody was told of yet is asked for with what is wanted. Four others ask for one container each,
-when ``attempts`` says so, and only while the listing's last answer was good: a runtime that fails is asked for
-its listing alone, at growing intervals, and what is wanted waits.
+when ``attempts`` says so, and one lists pods whose next container is about to be made, when ``followed`` says so. Both
+do so only while the listing's last answer was good: a runtime that fails is asked for its listing alone, at growing
+intervals, and what is wanted waits.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from tracer.clock import boottime
 from tracer.errors import SourceError
 from tracer.sources.attempts import Attempts, Want
 from tracer.sources.cri import CriClient, CriContainer, CriState
+from tracer.sources.followed import Followed
 from tracer.sources.health import LAST_PAUSE, Health, back_off, tell
-from tracer.sources.kubelet import SourceState
+from tracer.sources.state import SourceState
 
 _log = logging.getLogger("podtracer.cri")
 
@@ -50,11 +52,13 @@ class CriSource:
         self._telling = threading.RLock()
         self._health = Health(lambda state: self._tell(on_state, state))
         self._attempts = Attempts()
+        self._followed = Followed()
         # IDs of containers and sandboxes that were told, or given up; forgotten when no listing has them.
         self._told: set[str] = set()
         lock = threading.Lock()
         self._work = threading.Condition(lock)
         self._control = threading.Condition(lock)
+        self._follow = threading.Condition(lock)
         self._stopped = False
         # Counts good listings; a failure of a call that began before the last one is no news.
         self._generation = 0
@@ -63,6 +67,7 @@ class CriSource:
         # How many of a listing's containers have an answer that is being told.
         self._untold = 0
         self._threads = [threading.Thread(target=self._run, name="podtracer-cri", daemon=True)]
+        self._threads.append(threading.Thread(target=self._follow_on, name="podtracer-cri-follow", daemon=True))
         for number in range(WORKERS):
             name = f"podtracer-cri-{number}"
             self._threads.append(threading.Thread(target=self._ask_on, name=name, daemon=True))
@@ -88,12 +93,25 @@ class CriSource:
         with self._work:
             self._attempts.settle(container_id)
 
+    def follow(self, pod_uid: str) -> None:
+        """A container of this pod is there, and others are about to be: they are looked for while they have no cgroup
+        yet. Never blocks on the runtime."""
+        with self._follow:
+            self._followed.follow(pod_uid, boottime())
+            self._follow.notify()
+
+    def leave(self, pod_uid: str) -> None:
+        """All containers of this pod are there, or it is gone."""
+        with self._follow:
+            self._followed.leave(pod_uid)
+
     def stop(self) -> None:
         """End the threads and close the client, also while calls hang; back within a second."""
         with self._work:
             self._stopped = True
             self._work.notify_all()
             self._control.notify_all()
+            self._follow.notify_all()
         self._client.close()
         deadline = boottime() + round(_STOP_WAIT * 1e9)
         for thread in self._threads:
@@ -173,6 +191,42 @@ class CriSource:
                     break
                 self._control.wait(left / 1e9)
             return None if only_stop else self._error
+
+    # ---- pods whose next container is about to be made ----
+
+    def _follow_on(self) -> None:
+        while (pods := self._take_followed()) is not None:
+            containers: tuple[CriContainer, ...] = ()
+            is_answered = False
+            try:
+                containers = self._client.list_containers(next(iter(pods)) if len(pods) == 1 else None)
+                is_answered = True
+            except SourceError:
+                pass  # the listing will say so
+            except Exception:  # as above
+                _log.exception("following pods failed in a way nobody thought of")
+            with self._work:
+                now = boottime()
+                for each in containers:
+                    is_new = each.container_id not in self._told and each.state is not CriState.EXITED
+                    if is_new and each.pod_uid in pods:
+                        self._attempts.want(each.container_id, now)
+                        self._work.notify()
+                self._followed.listed(now)
+                if not is_answered:
+                    self._followed.clear()
+
+    def _take_followed(self) -> frozenset[str] | None:
+        with self._follow:
+            while not self._stopped:
+                due, now = self._followed.next_due(), boottime()
+                if due is not None and not self._open:
+                    self._followed.clear()
+                elif due is not None and due <= now:
+                    return self._followed.pods
+                else:
+                    self._follow.wait(None if due is None else (due - now) / 1e9)
+            return None
 
     # ---- single containers ----
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from tracer.clock import boottime
 from tracer.errors import SourceError
-from tracer.sources.kubelet import SourceState
+from tracer.sources.state import SourceState
 
 _log = logging.getLogger("podtracer.sources")
 
@@ -38,22 +37,17 @@ class Health:
 
     def good(self, at: int, skipped: tuple[str, ...] = ()) -> None:
         """A complete answer to a question that was asked at ``at``, boot time nanoseconds."""
-        with self._lock:
-            after = replace(self._state, ok=True, error=None, last_success=at, skipped=skipped)
-        self._become(after)
+        self._become(lambda before, now: before.good(at, now, skipped))
 
     def bad(self, error: SourceError) -> None:
         """No answer, or none that can be used."""
-        with self._lock:
-            after = replace(self._state, ok=False, error=error, failures=self._state.failures + 1)
-        self._become(after)
+        self._become(lambda before, now: before.bad(error, now))
 
-    def _become(self, after: SourceState) -> None:
+    def _become(self, change: Callable[[SourceState, int], SourceState]) -> None:
         with self._lock:
-            changed = _kind(after) != _kind(self._state)
-            since = boottime() if changed else self._state.since
-            self._state = after = replace(after, since=since, fetches=after.fetches + 1)
-        if changed:
+            before = self._state
+            self._state = after = change(before, boottime())
+        if after.kind != before.kind:
             tell(self._on_state, after)
 
 
@@ -63,8 +57,3 @@ def tell(listener: Callable[..., None], *args: object) -> None:
         listener(*args)
     except Exception:
         _log.exception("a listener of pod data failed")
-
-
-def _kind(state: SourceState) -> tuple[bool | None, str | None]:
-    # What varies from try to try stands behind ": ".
-    return state.ok, state.error.what.partition(": ")[0] if state.error else None

@@ -23,6 +23,7 @@ from tracer.sources.credentials import Credentials
 from tracer.sources.peer import READ_ONLY, REALLY, Peer
 from tracer.sources.refresh import Refresher
 from tracer.sources.session import RELOAD_INTERVAL, Session
+from tracer.sources.state import SourceState
 
 _log = logging.getLogger("podtracer.kubelet")
 
@@ -99,10 +100,13 @@ def _secure_peer(credentials: Credentials) -> Peer:
 
 @dataclass(frozen=True, slots=True)
 class PodFetch:
-    """A complete list of pods, no older than ``started``, boot time nanoseconds before the request left."""
+    """A complete list of pods, no older than ``started``, boot time nanoseconds before the request left. ``connected``
+    is when the connection was made on which it came, where that is known: a server that began again since is on
+    another one."""
 
     pods: PodList
     started: int
+    connected: int | None = None
 
 
 class KubeletClient:
@@ -146,8 +150,9 @@ class KubeletClient:
             endpoint = self.endpoint
             started = boottime()
             body = self._session.get(endpoint.url, endpoint.headers)
+            connected = self._session.connected
         try:
-            return PodFetch(decode_pod_list(body), started)
+            return PodFetch(decode_pod_list(body), started, connected)
         except (InputError, RecursionError) as error:
             what = error.what if isinstance(error, InputError) else "nested too deeply"
             raise SourceError(f"the answer is no list of pods: {what}", endpoint.url, endpoint.peer.wrong) from error
@@ -157,26 +162,9 @@ class KubeletClient:
         self._session.close()
 
 
-@dataclass(frozen=True, slots=True)
-class SourceState:
-    """How the source fares. Times are boot time nanoseconds.
-
-    ``ok`` is ``None`` until the first answer or failure; ``since`` is when it became what it is, or failing
-    took another form. ``last_success`` is when the last good fetch started. ``skipped`` says which pods of
-    its list could not be used.
-    """
-
-    ok: bool | None
-    since: int
-    last_success: int | None = None
-    error: SourceError | None = None
-    fetches: int = 0
-    failures: int = 0
-    skipped: tuple[str, ...] = ()
-
-
 class KubeletSource:
-    """A daemon thread that fetches every ``interval_s`` seconds, and at once for a container nobody knows.
+    """A daemon thread that fetches every ``interval_s`` seconds, at once for a container nobody knows, and soon after
+    something happened to a pod whose status is not complete.
 
     ``on_pods`` gets every list; ``on_state`` the state when it changes: the first answer or failure, from
     one to the other, or another kind of failure. Both are called in the source's thread, never at the same
@@ -222,6 +210,12 @@ class KubeletSource:
         with self._changed:
             self._refresher.settle(container_id)
 
+    def stir(self) -> None:
+        """Something happened to a pod whose status is not complete: fetch within half a second."""
+        with self._changed:
+            self._refresher.stir(boottime())
+            self._changed.notify()
+
     def stop(self) -> None:
         """End the thread and close the client, also while a request hangs; back within about a second."""
         with self._changed:
@@ -263,10 +257,14 @@ class KubeletSource:
             now = boottime()
             self._refresher.finished(now, error is None)
             before = self._state
-            self._state = after = _next_state(before, now, fetch, error)
+            if fetch is not None:
+                after = before.good(fetch.started, now, fetch.pods.skipped)
+            else:
+                after = before.bad(error or SourceError("no answer"), now)
+            self._state = after
         if fetch is not None:
             self._tell(partial(self._on_pods, fetch))
-        if _kind(after) != _kind(before):
+        if after.kind != before.kind:
             self._tell(partial(self._on_state, after))
 
     def _tell(self, listener: Callable[[], None]) -> None:
@@ -274,22 +272,6 @@ class KubeletSource:
             listener()
         except Exception:
             _log.exception("a listener of the kubelet source failed")
-
-
-def _kind(state: SourceState) -> tuple[bool | None, str | None, int | None]:
-    """What of a state is worth telling: not the text of an answer, which may differ from try to try."""
-    if state.error is None:
-        return state.ok, None, None
-    return state.ok, state.error.what.partition(": ")[0], state.error.status
-
-
-def _next_state(before: SourceState, now: int, fetch: PodFetch | None, error: SourceError | None) -> SourceState:
-    after = replace(before, ok=error is None, error=error, fetches=before.fetches + 1)
-    if fetch is None:
-        after = replace(after, failures=before.failures + 1)
-    else:
-        after = replace(after, last_success=fetch.started, skipped=fetch.pods.skipped)
-    return after if _kind(after) == _kind(before) else replace(after, since=now)
 
 
 def find_read_only(port: int = READ_ONLY_PORT, timeout: float = 0.5) -> bool:

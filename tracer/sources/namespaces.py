@@ -22,6 +22,7 @@ from tracer.identity.core_v1 import Metadata
 from tracer.sources.credentials import CA_PATH, TOKEN_PATH, Credentials
 from tracer.sources.peer import Peer
 from tracer.sources.session import RELOAD_INTERVAL, Session
+from tracer.sources.state import SourceState
 
 Labels = Mapping[str, Mapping[str, str]]
 """Namespace → its labels."""
@@ -136,7 +137,14 @@ class NamespaceSource:
         self._failing: frozenset[tuple[str, int | None]] = frozenset()
         self._forgot = False
         self._stopped = False
+        self._state = SourceState(None, boottime())
         self._thread = threading.Thread(target=self._run, name="podtracer-namespaces", daemon=True)
+
+    @property
+    def state(self) -> SourceState:
+        """The state now: failing while any namespace cannot be asked for."""
+        with self._changed:
+            return self._state
 
     def start(self) -> None:
         """Begin. Raises RuntimeError the second time."""
@@ -238,6 +246,10 @@ class NamespaceSource:
                     known.labels = None
             labels = {name: known.labels for name, known in self._known.items() if known.labels is not None}
             failures = [known.failure for known in self._known.values() if known.failure is not None]
+            if failures:
+                self._state = self._state.bad(failures[0], now)
+            else:
+                self._state = self._state.good(max((known.at for known in self._known.values()), default=now), now)
             kinds = frozenset((error.what.partition(": ")[0], error.status) for error in failures)
             is_news, self._failing = kinds != self._failing, kinds
             changed = labels != self._told

@@ -17,8 +17,9 @@ from tracer.errors import SourceError
 from tracer.identity.pods import PodList
 from tracer.model import Pod
 from tracer.sources.health import LAST_PAUSE, Health, back_off, tell
-from tracer.sources.kubelet import PodFetch, SourceState
+from tracer.sources.kubelet import PodFetch
 from tracer.sources.pods_api import PodEvent, PodEventKind, PodsApiClient, PodWatch
+from tracer.sources.state import SourceState
 
 _log = logging.getLogger("podtracer.pods_api")
 

@@ -2,10 +2,12 @@
 
     due ──started──▶ in flight ──finished──▶ waiting ──time passes──▶ due
 
-A GET is due when the refresh interval has passed since the last one began, or when a wanted container's
-turn has come. Each wanted container has a back-off of its own: it is fetched for at once, and after every
-answer that did not settle it again in 50 ms, 100 ms, … 5 s. An answer counts for all that were wanted when
-its GET began, so that many unknown containers share their GETs instead of multiplying them.
+A GET is due when the refresh interval has passed since the last one began, when a wanted container's turn has
+come, or soon after something happened to a pod whose status is not complete: as late as may be, since the
+kubelet's status lags behind, and one GET for all that happens until then. Each wanted container has a back-off of
+its own: it is fetched for at once, and after every answer that did not settle it again in 50 ms, 100 ms, … 5 s. An
+answer counts for all that were wanted when its GET began, so that many unknown containers share their GETs instead
+of multiplying them.
 
 Two rules stand above these. GETs begin at least 100 ms apart and never overlap. And while the kubelet fails,
 the next try comes after 0.5 s, 1 s, … up to the refresh interval, whoever wants what.
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 _MS = 1_000_000
 
 SPACING = 100 * _MS
+STIR = 450 * _MS
 FIRST_RETRY = 50 * _MS
 LAST_RETRY = 5_000 * _MS
 FIRST_FAILURE_PAUSE = 500 * _MS
@@ -44,6 +47,7 @@ class Refresher:
         self._began: int | None = None
         self._ended = 0
         self._failures = 0
+        self._stirred: int | None = None
         # The earliest turn of all wants, kept so that a burst of them does not make each look at all others.
         self._soonest: int | None = None
         self._soonest_known = True
@@ -72,6 +76,11 @@ class Refresher:
         if want is not None and want.due == self._soonest:
             self._soonest_known = False
 
+    def stir(self, now: int) -> None:
+        """Something happened to a pod whose status is not complete; more of it until the next GET changes nothing."""
+        if self._stirred is None:
+            self._stirred = now + STIR
+
     def next_fetch(self, now: int) -> int | None:
         """When the next GET is due, never earlier than ``now``; ``None`` while one is in flight."""
         if self._in_flight:
@@ -82,9 +91,9 @@ class Refresher:
             return max(now, self._began + SPACING, self._ended + self._failure_pause())
         # A kubelet that takes longer than the interval is left alone for a moment all the same.
         due = max(self._began + self._interval, self._ended + SPACING)
-        soonest = self._soonest_want()
-        if soonest is not None:
-            due = min(due, soonest)
+        for other in (self._soonest_want(), self._stirred):
+            if other is not None:
+                due = min(due, other)
         return max(now, due, self._began + SPACING)
 
     def started(self, now: int) -> None:
@@ -93,6 +102,8 @@ class Refresher:
             raise RuntimeError("a GET is in flight already")
         self._in_flight = True
         self._began = now
+        if self._stirred is not None and self._stirred <= now:
+            self._stirred = None
         for want in self._wants.values():
             want.asked = True
 

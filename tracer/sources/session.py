@@ -60,6 +60,11 @@ class Session:
                 raise
         return self._send(url, headers, end)
 
+    @property
+    def connected(self) -> int | None:
+        """When the connection in use was made, boot time nanoseconds."""
+        return self._transport.connected if self._transport is not None else None
+
     def close(self) -> None:
         """End the GET in flight, with SourceError in the thread that waits for it; later ones fail too."""
         with self._opening:

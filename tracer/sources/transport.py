@@ -30,6 +30,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
+from tracer.clock import boottime
 from tracer.errors import SourceError
 from tracer.sources.credentials import Tls
 from tracer.sources.peer import READ_ONLY, Peer
@@ -58,6 +59,7 @@ class _Line:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._end = 0.0
+        self.connected: int | None = None
         self.cut_because: str | None = None
 
     def begin(self, end: float) -> None:
@@ -95,6 +97,7 @@ class _Line:
                 sock = self._tls.context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
                 self._connected(sock)
                 sock.do_handshake()
+            self.connected = boottime()
             return sock
         except BaseException:
             sock.close()
@@ -238,6 +241,11 @@ class Transport:
         finally:
             watchdog.cancel()
             watchdog.join()
+
+    @property
+    def connected(self) -> int | None:
+        """When the newest connection was made, boot time nanoseconds."""
+        return self._line.connected
 
     def close(self) -> None:
         """End the request in flight, whichever thread waits for it, and refuse all later ones."""
