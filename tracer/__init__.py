@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tracer.version import __version__
+
 if TYPE_CHECKING:
     from tracer.node import Tracer
 
 __all__ = ["Tracer", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

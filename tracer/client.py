@@ -162,9 +162,8 @@ class Client:
         found: list[Identity] = []
         for at in range(0, len(pids), protocol.MAX_PIDS):
             fields = {"parity": parity or None, "labels": True, "wait_ms": round(wait * 1000) or None}
-            said = self.request("lookup", patience=wait, pids=list(pids[at : at + protocol.MAX_PIDS]), **fields)
-            now = clock.read()
-            found += [protocol.identity(each, now) for each in said]
+            some = list(pids[at : at + protocol.MAX_PIDS])
+            found += self.identities(self.request("lookup", patience=wait, pids=some, **fields))
         return found
 
     def lookup_container(
@@ -187,7 +186,11 @@ class Client:
 
     def ps(self, *, parity: bool = False) -> list[Identity]:
         """The identities of all processes."""
-        said = self.request("ps", parity=parity or None, labels=True)
+        return self.identities(self.request("ps", parity=parity or None, labels=True))
+
+    @staticmethod
+    def identities(said: Sequence[Mapping[str, Any]]) -> list[Identity]:
+        """The identities that a result lists."""
         now = clock.read()
         return [protocol.identity(each, now) for each in said]
 
@@ -254,7 +257,7 @@ class Client:
 def unreachable(path: str, error: OSError) -> DaemonUnreachable:
     """The error that says why the daemon at ``path`` cannot be asked."""
     if isinstance(error, _ABSENT):
-        return DaemonUnreachable("no daemon listens", path, "start podtracer daemon, or name its socket")
+        return DaemonUnreachable(protocol.NOBODY, path, "start podtracer daemon, or name its socket")
     what = error.strerror or str(error) or type(error).__name__
     return DaemonUnreachable(f"the daemon cannot be asked: {what}", path, "see whether podtracer daemon runs there")
 

@@ -51,6 +51,10 @@ class Feed:
         self.programs = programs
         self.index = index
         self.repairs = 0
+        # Process records taken in, by kind, and cgroup records.
+        self.records = [0] * (max(ProcessEventKind) + 1)
+        self.cgroup_records = 0
+        self.lost = 0
         # Called with the PID of a process that moved on another hierarchy, which SPIRE's rules read too; gives the
         # event to tell, if there is any.
         self.on_other_move: Callable[[int], Event | None] = lambda _pid: None
@@ -139,6 +143,7 @@ class Feed:
     def _process(self, event: ProcessEvent) -> Event | None:
         # A record only names a PID: where the process is now, its slot knows. The record's own word serves one that
         # is gone.
+        self.records[event.kind] += 1
         hierarchy, cgroup = event.hierarchy, event.cgroup
         if event.kind != ProcessEventKind.EXIT:
             if event.kind == ProcessEventKind.ATTACH and hierarchy != self.index.hierarchy:
@@ -154,6 +159,7 @@ class Feed:
 
     def _drain_cgroups(self) -> None:
         for record in self.programs.cgroups.drain():
+            self.cgroup_records += 1
             size, name = record[-2:]
             event = CgroupEvent._make((*record[:-2], name[:size]))
             if event.hierarchy == self.index.hierarchy:
@@ -229,6 +235,7 @@ class Feed:
                 self.name(home)
         lost = grown[_LOST_PROCESS] + grown[_LOST_CGROUP]
         if lost:
+            self.lost += lost
             self._publish([Event("lost", now, None, {"count": lost})])
         if any(grown[:_SPILLED]):
             self.want_scan()

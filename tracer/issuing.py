@@ -42,6 +42,7 @@ class Issuing:
         self._agent_id = agent_id
         self._unix = unix
         self._clock = clock
+        self._all: Entries | None = None
         # Replaced as one: what was computed belongs to the entries beside it.
         self._state: tuple[Entries, dict[int, _Known]] = (Entries(()), {})
         # Of processes that were asked about before, for their last event: they are gone by then.
@@ -50,9 +51,15 @@ class Issuing:
 
     def take(self, entries: Entries) -> bool:
         """From now on these entries count; false when there are some, but none of the agent's."""
+        self._all = entries
         of_agent = entries.of_agent(self._agent_id)
         self._state = (of_agent, {})
         return bool(of_agent.entries) or not entries.entries
+
+    @property
+    def entries(self) -> Entries | None:
+        """All entries that were taken last, also those of other agents; ``None`` before the first."""
+        return self._all
 
     def prepare(self, workloads: Iterable[Workload]) -> None:
         """Computes what these workloads decide, before anyone asks."""

@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tracer import clock
 from tracer.clock import boottime
-from tracer.errors import TracerError
+from tracer.errors import TracerError, UsageError
 from tracer.feed import Feed
+from tracer.histogram import Histogram
 from tracer.identity.explained import Explained
 from tracer.identity.index import Index, Rules
 from tracer.kernel import machine
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from tracer.sources.entries_file import EntriesFile
     from tracer.sources.state import SourceState
 
+FIXED = ("procfs", "cgroupfs", "cgroup_prefix", "mode")
+"""Settings that stay what they were when the tracer was started."""
+_ALIVE = 30.0  # seconds
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _log = logging.getLogger("podtracer")
 
@@ -61,15 +66,7 @@ class Tracer:
         self.settings = settings or Settings()
         self._warn = warn or _log.warning
         self._note = note or _log.info
-        self._index = Index(
-            Rules(
-                give_up=round(self.settings.poll_budget * 1e9),
-                max_stale=round(self.settings.pods_max_stale * 1e9),
-                prefix=self.settings.cgroup_prefix,
-                disable_container_selectors=self.settings.disable_container_selectors,
-                namespace_labels=self.settings.enable_namespace_labels,
-            )
-        )
+        self._index = Index(_rules(self.settings))
         self._watches: list[Watch] = []
         self._listeners: list[Callable[[], None]] = []
         self._news = threading.Condition()
@@ -79,13 +76,17 @@ class Tracer:
         self._feed: Feed | None = None
         self._wake = -1
         self._stopping = False
+        self._turned = time.monotonic()
         self._lookups = Lookups(self._index, self.settings, lambda: self._live, self._publish)
         self._view = self._lookups.view
         # Watches that want to know of moves in every hierarchy.
         self._all_moves: list[Watch] = []
         self._lock = threading.RLock()
-        self._sources = PodSources(
-            self.settings,
+        self._sources = self._make_sources(self.settings)
+
+    def _make_sources(self, settings: Settings) -> PodSources:
+        return PodSources(
+            settings,
             self._index,
             lock=self._lock,
             drain=self._drain,
@@ -130,6 +131,26 @@ class Tracer:
         self._thread = threading.Thread(target=self._run, name="podtracer-feed", daemon=True)
         self._thread.start()
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Takes other settings on while running: where pod data and entries come from, and limits. What is known stays.
+        Raises :class:`UsageError` for what cannot be changed any more, :class:`InputError` for entries that cannot be
+        read; nothing has changed then."""
+        fixed = [name for name in FIXED if getattr(settings, name) != getattr(self.settings, name)]
+        if fixed:
+            raise UsageError("this cannot be changed while podtracer runs", ", ".join(fixed), "start it anew")
+        before, new = self.settings, settings
+        if (before.entries_file, before.agent_id) != (new.entries_file, new.agent_id):
+            self._replace_entries(new)
+        self.settings = new
+        with self._lock:
+            self._index.set_rules(_rules(new))
+            self._publish(self._index.refresh(boottime()))
+        old, self._sources = self._sources, self._make_sources(new)
+        old.stop()
+        self._sources.start()
+        with self._lock:
+            self._index.want_again()
+
     def close(self) -> None:
         """Detaches everything. Watches end; may be called twice."""
         self._sources.stop()
@@ -171,6 +192,11 @@ class Tracer:
         return self._live.programs.features
 
     @property
+    def pidfs(self) -> bool:
+        """Whether the inode of a pidfd tells a process from all others here (Linux 6.9)."""
+        return self._live.programs.features.pidfs
+
+    @property
     def hierarchy(self) -> str:
         """Name of the cgroup hierarchy that is tracked: ``v2``, or the controllers of a v1 one."""
         return self._live.mount.name
@@ -201,7 +227,7 @@ class Tracer:
         """The state of each source of pod data that is in use, by its name."""
         return self._sources.states
 
-    def pod_data(self, clock: Clock) -> dict[str, Any]:
+    def pod_data(self, now: Clock) -> dict[str, Any]:
         """Which source tells the pods and since when, how each source fares and what failed last, and what is known:
         JSON for whoever asks how the tracer is. Every key is always there."""
         from tracer.sources.state import report
@@ -209,12 +235,46 @@ class Tracer:
         index = self._index
         table, at = index.pod_table, index.pods_at
         return {
-            **report(self._sources.states, clock),
+            **report(self._sources.states, now),
             "pods": None if table is None else len(table.pods),
             "pods_from": index.pods_from,
-            "pods_age_ms": None if at is None else max(0.0, round((clock.now - at) / 1e6, 1)),
+            "pods_age_ms": None if at is None else max(0.0, round((now.now - at) / 1e6, 1)),
             "other_tags": index.other_tags,
         }
+
+    @property
+    def kubelet_requests(self) -> dict[str, int]:
+        """How often the kubelet answered with each HTTP status, or with none (``error``)."""
+        return self._sources.kubelet_requests
+
+    @property
+    def has_pods(self) -> bool:
+        """Whether a pod list has come."""
+        return self._index.pods_at is not None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that keeps up with the kernel runs, and had its turn in the last half minute."""
+        return self._thread is not None and self._thread.is_alive() and time.monotonic() - self._turned < _ALIVE
+
+    @property
+    def containers(self) -> int:
+        """How many containers have a cgroup."""
+        return sum(entry.live and entry.root is not None for entry in self._index.cgroups.containers())
+
+    @property
+    def ready_times(self) -> Histogram:
+        """How long containers took from the birth of their cgroup to their identity."""
+        return self._index.ready
+
+    @property
+    def lost(self) -> int:
+        """How many records did not fit into a ring."""
+        return self._live.lost
+
+    def records(self) -> tuple[Sequence[int], int]:
+        """(process records taken in, by kind; cgroup records taken in)."""
+        return self._live.records, self._live.cgroup_records
 
     def counters(self) -> dict[str, int]:
         """Lost records and slots, runs the kernel left out, slots repaired: all of them 0 on a good day."""
@@ -271,10 +331,25 @@ class Tracer:
         """All that is known of a process, and how: for whoever asks why its identity is what it is."""
         return self._lookups.explain(pid)
 
+    def explain_record(self, pid: int) -> dict[str, Any]:
+        """The same as ``podtracer explain -o json`` prints it, with what the entries say where there are any."""
+        from tracer import explaining
+
+        said = explaining.record(self.explain(pid), clock.read())
+        entries = self._lookups.issuing.entries if self._lookups.issuing is not None else None
+        if entries is not None:
+            explaining.compare(said, entries, self.settings.agent_id, self.settings.entries_file, time.time())
+        return said
+
     def mark(self, pid: int) -> object:
         """What the strict answer for a process hangs on: as long as marks are equal, so are answers. ``None`` is equal
         to nothing."""
         return self._lookups.mark(pid)
+
+    def ps(self, *, parity: bool = False) -> list[Identity]:
+        """The identities of all processes, in the order of their numbers."""
+        found = (self.lookup(pid, parity=parity) for pid in self.pids())
+        return [identity for identity in found if identity.state is not State.GONE]
 
     def pids(self) -> list[int]:
         """The processes that are known, in the order of their numbers."""
@@ -360,6 +435,7 @@ class Tracer:
             timeout = _DRAIN
             while not self._stopping:
                 poll.poll(timeout)
+                self._turned = time.monotonic()
                 try:
                     with feed.lock:
                         feed.drain()
@@ -382,6 +458,17 @@ class Tracer:
                     watch.push(event for event in events if not event.extra.get("elsewhere"))
 
     # ---- registration entries ----
+
+    def _replace_entries(self, settings: Settings) -> None:
+        before = self.settings, self._entries_file, self._lookups.issuing
+        self.settings, self._entries_file, self._lookups.issuing = settings, None, None
+        try:
+            self._start_issuing()
+        except BaseException:
+            self.settings, self._entries_file, self._lookups.issuing = before
+            raise
+        if before[1] is not None:
+            before[1].stop()
 
     def _start_issuing(self) -> None:
         if self.settings.entries_file is None:
@@ -421,4 +508,14 @@ class Tracer:
             self._news.notify_all()
 
 
-__all__ = ["Tracer", "TracerError"]
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        give_up=round(settings.poll_budget * 1e9),
+        max_stale=round(settings.pods_max_stale * 1e9),
+        prefix=settings.cgroup_prefix,
+        disable_container_selectors=settings.disable_container_selectors,
+        namespace_labels=settings.enable_namespace_labels,
+    )
+
+
+__all__ = ["FIXED", "Tracer", "TracerError"]

@@ -17,6 +17,8 @@ from tracer.errors import DaemonError
 from tracer.model import Cgroup, Clock, Event, Identity, Process, ProcessKey, Source, State, Workload
 
 DEFAULT_SOCKET = "/run/podtracer/podtracer.sock"
+NOBODY = "no daemon listens"
+"""What is said where nobody accepts at a socket."""
 MAX_LINE = 65536
 """Bytes of a request's line, at most."""
 MAX_PIDS = 1000
@@ -102,7 +104,8 @@ def lookup_fields(
 
 def identity(said: Mapping[str, Any], clock: Clock) -> Identity:
     """The identity that a JSON object says, as a look-up in the daemon itself gives it; ages are taken from now. The
-    inode of the process's pidfd is not said: its key has 0. Raises :class:`DaemonError` for what is no identity."""
+    inode of the process's pidfd is not said: its key has the start in its place, to the millisecond. Raises
+    :class:`DaemonError` for what is no identity."""
     try:
         return _identity(said, clock)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -141,7 +144,7 @@ def _identity(said: Mapping[str, Any], clock: Clock) -> Identity:
     )
     ids, age = said["spiffe_ids"], said["pods_age_ms"]
     return Identity(
-        ProcessKey(pid, 0),
+        ProcessKey(pid, process.start if process is not None else 0),
         said["asked"] or pid,
         workload,
         None if said["cgroup_id"] is None else Cgroup(said["cgroup_id"], said["cgroup"]),

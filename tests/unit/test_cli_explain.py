@@ -15,9 +15,9 @@ from tests import entries
 from tests.node import FakePod, listing
 from tracer import clock
 from tracer.cli.app import App
-from tracer.cli.explanation import difference
 from tracer.cli.main import run
 from tracer.errors import ParityError
+from tracer.explanation import difference
 from tracer.identity import offline, parity
 from tracer.identity.explained import Explained
 from tracer.identity.parity import Line, Located

@@ -7,18 +7,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
 import click
 
 from tracer.cli import configuration
 from tracer.cli.quote import quote
-from tracer.errors import MissingError
+from tracer.errors import DaemonUnreachable
 from tracer.model import Event, Identity
+from tracer.protocol import NOBODY
 from tracer.settings import Settings
-
-if TYPE_CHECKING:
-    from tracer.identity.explained import Explained
 
 
 class Watch(Protocol):
@@ -40,7 +38,8 @@ class Tracer(Protocol):
     ) -> bool | None: ...
     def wait_synced(self, timeout: float) -> bool: ...
     def lookup(self, pid: int, *, verify: bool = False, parity: bool = False) -> Identity: ...
-    def explain(self, pid: int) -> Explained: ...
+    def ps(self, *, parity: bool = False) -> list[Identity]: ...
+    def explain_record(self, pid: int) -> dict[str, Any]: ...
     def watch(self, *, snapshot: bool = True, parity: bool = False) -> Watch: ...
     def wait_known(self, pids: Sequence[int], timeout: float | None) -> None: ...
 
@@ -83,17 +82,21 @@ class App:
         return self.values[key].value
 
     def open_tracer(self) -> Tracer:
-        """A tracer, not started yet; that it stands in for a daemon nobody named is said on stderr."""
+        """The daemon where one accepts, else a tracer, not started yet; that it stands in for a daemon nobody named is
+        said on stderr."""
         settings = configuration.settings(self.values)
         socket = self.values["socket"]
         if not self.value("standalone"):
-            if socket.origin != "default":
-                raise MissingError(
-                    "no daemon listens",
-                    socket.value,
-                    "start the daemon there, or add --standalone to do without one",
-                )
-            say(f"podtracer: no daemon at {socket.value}, working standalone")
+            from tracer.cli import remote
+
+            try:
+                return remote.connect(self.values, settings, say_it_asks=bool(self.verbose))
+            except DaemonUnreachable as error:
+                if socket.origin != "default":
+                    hint = "start the daemon there, or add --standalone to do without one"
+                    raise DaemonUnreachable(error.what, error.obj, hint) from error
+                why = "no daemon" if error.what == NOBODY else error.what
+                say(f"podtracer: {why} at {socket.value}, working standalone")
         return self.tracer(settings, warn=warn)
 
     def is_colored(self, stream: IO[str]) -> bool:

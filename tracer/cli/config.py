@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
+from tracer.ages import NOTHING
 from tracer.cli import configuration, options
 from tracer.cli.app import App, pass_app
-from tracer.cli.output import NOTHING, Out, to_json
+from tracer.cli.output import Out, to_json
 from tracer.cli.params import OneOf, span
 from tracer.cli.table import Cell, Column, Table
 
@@ -27,6 +28,7 @@ front; the variables are the keys in upper case behind PODTRACER_, with undersco
 @click.option("--no-headers", is_flag=True, help="Leave out the titles of the columns.")
 @options.configurable(*configuration.FILTER)
 @options.pod_data_options
+@options.daemon_options
 @options.global_options
 @pass_app
 def command(app: App, format_: str, no_headers: bool) -> int:

@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 
-from tracer.cli.params import Duration, Names, OneOf, ParamType, Text, Truth, Whole
+from tracer.cli.params import Duration, Names, OneOf, ParamType, SelectorSets, Text, Truth, Whole
 from tracer.cli.quote import quote
 from tracer.errors import UsageError
+from tracer.protocol import DEFAULT_SOCKET
 from tracer.settings import Settings
 
 DEFAULT_FILE = "/etc/podtracer/config.yaml"
-DEFAULT_SOCKET = "/run/podtracer/podtracer.sock"
 _MOST_BYTES = 1 << 20
 _PIPE_WAIT = 5000  # milliseconds
 
@@ -101,13 +101,24 @@ GLOBAL = (
     Option("socket", Text(), DEFAULT_SOCKET, "Socket of the daemon to ask.", "Global", metavar="PATH"),
     Option("standalone", Truth(), False, "Ask no daemon.", "Global"),
 )
+DAEMON = (
+    Option(
+        "http-address", Text(), "127.0.0.1:9469", "Where health and metrics are served, or none.",
+        "Daemon", metavar="HOST:PORT",
+    ),
+    Option("socket-group", Text(), "podtracer", "Group whose members may ask about others.", "Daemon", metavar="GROUP"),
+    Option(
+        "socket-allow", SelectorSets(), (), "Pods with all of these selectors may ask about others; may recur.",
+        "Daemon", metavar="SELECTORS",
+    ),
+)  # fmt: skip
 FILTER = (
     Option(
         "namespace", Names(), (), "Only these namespaces; repeat it, or part them by commas.",
         "Filters", metavar="NS", short="-n",
     ),
 )  # fmt: skip
-OPTIONS = {option.key: option for option in (*FILTER, *POD_DATA, *GLOBAL)}
+OPTIONS = {option.key: option for option in (*FILTER, *POD_DATA, *DAEMON, *GLOBAL)}
 
 
 def read_file(path: str | None) -> tuple[str, dict[str, Any]]:

@@ -6,8 +6,9 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
+from tracer.ages import NOTHING, age
 from tracer.cli import color
-from tracer.cli.output import NOTHING, SPIFFE, Out, Style, age, agrees, short, spiffe_ids, to_json
+from tracer.cli.output import SPIFFE, Out, Style, agrees, short, spiffe_ids, to_json
 from tracer.cli.table import Cell, Column, Table
 from tracer.model import Clock, Event
 

@@ -9,32 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracer import clock
-from tracer.cli import explanation as steps
-from tracer.cli import options
+from tracer import explaining
+from tracer import explanation as steps
+from tracer.cli import options, steps_text
 from tracer.cli.app import App, pass_app, warn
-from tracer.cli.explanation import Step
-from tracer.cli.output import Out, age, name, to_json
+from tracer.cli.output import Out, to_json
 from tracer.cli.params import OneOf, Pid, Text
 from tracer.errors import InputError, ParityError, UsageError
+from tracer.explanation import Step
 from tracer.identity import offline, parity
-from tracer.identity.cgroup_path import match_strict
 from tracer.identity.index import Rules
 from tracer.identity.parity import Located
 from tracer.identity.pods import PodTable
-from tracer.model import Clock, State, Workload
+from tracer.model import State, Workload
 from tracer.sources import entries_file, files
 
 if TYPE_CHECKING:
     from tracer.identity.entries import Entries
     from tracer.identity.entries_report import Report
-    from tracer.identity.explained import Explained
 
 _SYNC_TIMEOUT = 10.0  # seconds for the first pod list
 _EXIT = {State.RESOLVED: 0, State.HOST: 1, State.GONE: 1, State.PENDING: 75, State.UNKNOWN: 75}
-# Reasons that lie with the pod data, not with the cgroup's path.
-_OF_PODS = ("not_listed", "not_listed_yet", "no_pod_yet", "namespace_labels", "conflict", "deleted", "stale", "sandbox")
-
 EXAMPLES = """\b
 Examples:
   podtracer explain 4321                              a process of this node
@@ -87,68 +82,18 @@ def _live(app: App, pid: int, entries: Entries | None, format_: str) -> int:
     out = Out()
     with app.open_tracer() as tracer:
         tracer.wait_synced(_SYNC_TIMEOUT)
-        found = tracer.explain(pid)
-        now = clock.read()
-    identity = found.identity
-    report = _report(app, entries, identity.workload, found.unix)
-    told = _live_steps(found, report, app.value("entries-file"), now)
+        record = tracer.explain_record(pid)
+    if entries is not None:
+        explaining.compare(record, entries, app.value("agent-id"), app.value("entries-file"), time.time())
     if format_ == "json":
-        record = {
-            **identity.to_dict(now),
-            "lines": steps.line_dicts(found.answer),
-            "parity_answer": steps.parity_dict(found.answer, found.outcome),
-            "entries": report.to_dict() if report else None,
-            "steps": [step.to_dict() for step in told],
-        }
         out.write(to_json(record))
     else:
-        what = f": {name(identity)}" if identity.state is State.RESOLVED else ""
-        head = f"PID {identity.asked} is {identity.state.value}{what}"
-        out.write(steps.render(head, told, colored=app.is_colored(out.stream)))
-    return _EXIT[identity.state]
-
-
-def _live_steps(found: Explained, report: Report | None, entries: str | None, now: Clock) -> list[Step]:
-    identity, workload = found.identity, found.identity.workload
-    if identity.state is State.GONE:
-        return [Step("Kernel record", ("no process has this PID now",), True, steps.hint("gone"))]
-    path = identity.cgroup.path if identity.cgroup else None
-    number = identity.cgroup.id if identity.cgroup else "-"
-    ends = identity.state is not State.RESOLVED
-    in_pods = workload.reason in _OF_PODS or identity.mode == "parity"
-    match = match_strict(path, found.root) if path is not None else None
-    return [
-        _record(found, now),
-        Step("Cgroup", (f"hierarchy {found.hierarchy}, cgroup id {number}", path or "its path is not known")),
-        steps.lines_step(found.answer),
-        steps.container_step(path, match, found.strict, ends=ends and not in_pods),
-        steps.pods_step(workload, _of_list(found, now), ends=ends and in_pods),
-        steps.selectors_step(workload),
-        steps.entries_step(report, entries),
-        steps.parity_step(found.strict, found.answer, found.outcome, identity.parity),
-    ]
-
-
-def _record(found: Explained, now: Clock) -> Step:
-    identity, process = found.identity, found.identity.process
-    thread = f", of thread {identity.asked}" if identity.asked != identity.key.pid else ""
-    if process is None:
-        return Step("Kernel record", (f"PID {identity.key.pid}{thread}", "there is no record of it"))
-    return Step(
-        "Kernel record",
-        (
-            f"PID {identity.key.pid}{thread}, named {process.comm or '-'}, child of {process.ppid}",
-            f"learnt {steps.learnt(process.source)}, {age(max(0.0, (now.now - process.since) / 1e6))} ago",
-            f"started at {now.rfc3339(process.start)}" if process.start else "started at an unknown time",
-        ),
-    )
-
-
-def _of_list(found: Explained, now: Clock) -> list[str]:
-    if found.pods is None or found.pods_at is None:
-        return ["no pod list has come yet: see whether the kubelet answers"]
-    old = age(max(0.0, (now.now - found.pods_at) / 1e6))
-    return [f"the newest list has {found.pods} pods, from {found.pods_from or '-'}, fetched {old} ago"]
+        is_known = record["state"] == State.RESOLVED
+        what = f": {steps_text.name(record)}" if is_known else ""
+        head = f"PID {record['asked']} is {record['state']}{what}"
+        told = [Step.of_dict(step) for step in record["steps"]]
+        out.write(steps_text.render(head, told, colored=app.is_colored(out.stream)))
+    return _EXIT[State(record["state"])]
 
 
 # ---- files ----
@@ -224,7 +169,7 @@ def _offline(
         out.write(to_json(record))
     else:
         head = f"The process is {workload.state.value}, by the rule of {mode} mode"
-        out.write(steps.render(head, told, colored=app.is_colored(out.stream)))
+        out.write(steps_text.render(head, told, colored=app.is_colored(out.stream)))
     if isinstance(answer, ParityError) and answer.code == parity.INTERNAL:
         path = (cgroup_file if answer.file == "cgroup" else mountinfo_file) or ""
         raise InputError(f"line {answer.line}: {answer.what}", path, f"give a copy of /proc/PID/{answer.file}")

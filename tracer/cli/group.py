@@ -26,8 +26,10 @@ class Lazy:
 COMMANDS = {
     "watch": Lazy("tracer.cli.watch", "Show live which processes start, move and end, each with its workload."),
     "lookup": Lazy("tracer.cli.lookup", "Say which workload a process is."),
+    "ps": Lazy("tracer.cli.ps", "List every pod's processes."),
     "explain": Lazy("tracer.cli.explain", "Tell the whole way to an answer, step by step, and why not."),
     "selectors": Lazy("tracer.cli.selectors", "Print the selectors of one container of a pod list."),
+    "daemon": Lazy("tracer.cli.daemon", "Keep the table of all processes, and serve it to others."),
     "doctor": Lazy("tracer.cli.doctor", "Check what this machine has, and which way was taken."),
     "demo": Lazy("tracer.cli.demo", "Watch a node made up on this machine, which needs no Kubernetes."),
     "config": Lazy("tracer.cli.config", "Show each value and where it came from."),

@@ -46,6 +46,7 @@ class Command(click.Command):
             "Options": [],
             "Filters": [],
             "Pod data": [],
+            "Daemon": [],
             "Global": [],
         }
         for param in self.get_params(ctx):
@@ -128,6 +129,7 @@ def global_options(function: F) -> F:
 
 
 pod_data_options = configurable(*configuration.POD_DATA)
+daemon_options = configurable(*configuration.DAEMON)
 
 
 def _selector(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:

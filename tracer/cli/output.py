@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from tracer.ages import NOTHING, age
 from tracer.cli import color
 from tracer.cli.jsonpath import Template
 from tracer.cli.quote import quote
@@ -18,7 +19,6 @@ from tracer.errors import TracerError, UsageError
 from tracer.model import GONE, Clock, Identity, ProcessKey, State
 
 SHORT_ID = 12
-NOTHING = "-"
 LISTS = ("selectors", "spiffe_ids")
 FORMATS = ("table", "wide", "json", "yaml", "name", "selectors", "jsonpath=…")
 
@@ -111,23 +111,6 @@ def short(container_id: str | None, style: Style) -> str:
 def agrees(parity: bool | None) -> str:
     """Whether SPIRE's rules give the same container."""
     return NOTHING if parity is None else "same" if parity else "differs"
-
-
-def age(milliseconds: float | None) -> str:
-    """A time span for people: two units at most."""
-    if milliseconds is None:
-        return NOTHING
-    if milliseconds < 1000:
-        return f"{milliseconds:.0f}ms"
-    seconds = milliseconds / 1000
-    if seconds < 60:
-        return f"{int(seconds * 10) / 10:.1f}s"
-    whole = int(seconds)
-    for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            rest = whole % size // below
-            return f"{whole // size}{unit}{f'{rest}{small}' if rest else ''}"
-    return NOTHING
 
 
 _COLUMNS = (

@@ -149,3 +149,22 @@ class Names(ParamType):
         if not all(names):
             self.fail("a name is empty", param, ctx)
         return names
+
+
+class SelectorSets(Names):
+    """Sets of selectors: those of one set parted by commas, the sets by spaces or as a list; as a tuple of texts."""
+
+    name = "selectors"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The sets in ``value``."""
+        if isinstance(value, tuple):
+            return value
+        sets = value.split() if isinstance(value, str) else value
+        if not isinstance(sets, list) or not sets or not all(isinstance(each, str) for each in sets):
+            self.fail(f"{value!r} is no set of selectors", param, ctx)
+        for selector in (selector for each in sets for selector in each.split(",")):
+            kind, colon, rest = selector.partition(":")
+            if not kind or not colon or not rest:
+                self.fail(f"{selector!r} is no selector: say k8s:ns:NAME,k8s:sa:NAME", param, ctx)
+        return tuple(sets)

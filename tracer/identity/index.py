@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
+from tracer.histogram import Histogram
 from tracer.identity.cgroups import CgroupTree, Entry, View
 from tracer.identity.pods import PodTable, same_uid
 from tracer.identity.selectors import without_container
@@ -48,6 +49,8 @@ _ENDED = 4096
 
 SWITCHING = Workload(State.PENDING, "hierarchy", "which cgroup hierarchy holds the containers is being found out")
 UNNAMED = Workload(State.UNKNOWN, "unnamed", "the name of its cgroup cannot be told")
+
+_READY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds
 
 # Why a process has no container yet, or none, where its pod alone says who it is.
 _POD_IS_ENOUGH = ("not_listed_yet", "no_pod_yet", "not_listed", "sandbox")
@@ -106,6 +109,8 @@ class Index:
         self._disputed: set[str] = set()
         # Events that came of something else than pod data, told with the next tick.
         self._late: list[Event] = []
+        # How long containers took from the birth of their cgroup to their identity.
+        self.ready = Histogram(_READY)
 
     @property
     def pods_at(self) -> int | None:
@@ -385,6 +390,16 @@ class Index:
         late, self._late = self._late, []
         return [*late, *events]
 
+    def set_rules(self, rules: Rules) -> None:
+        """From the next refresh on these rules count; the prefix stays."""
+        self.rules = rules
+        self._verdicts.set_rules(rules)
+
+    def want_again(self) -> None:
+        """There is a source that was not told yet which containers nobody knows."""
+        self._wanted = set()
+        self.cgroups.changed = True
+
     def take_wants(self) -> tuple[list[str], list[str]]:
         """Container IDs that no source lists yet, and those that are no longer wanted, since the last call."""
         if not self.cgroups.changed:
@@ -434,6 +449,8 @@ class Index:
         workload = self._verdicts.of(entry, now)
         if workload is entry.workload:
             return []
+        if workload.state is State.RESOLVED and entry.workload.state is State.PENDING and entry.seen:
+            self.ready.observe((now - entry.born) / 1e9)
         entry.workload = workload
         self.cgroups.changed = True
         if workload.state is not State.RESOLVED:

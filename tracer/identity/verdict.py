@@ -58,6 +58,10 @@ class Verdicts:
         # When each pod was read: one that was carried over from an older list is as old as that.
         self._read_at: dict[str, int] = {}
 
+    def set_rules(self, rules: Rules) -> None:
+        """From now on these rules count."""
+        self._rules = rules
+
     def take(self, pods: Iterable[Pod], at: int, *, complete: bool, source: str) -> bool:
         """Takes a pod list in, fetched at ``at``; False where it is older than what is known."""
         if self.pods_at is not None and at < self.pods_at:

@@ -24,7 +24,7 @@ from tracer.kernel.memory import give_back
 from tracer.kernel.rings import Ring
 from tracer.kernel.slots import HashSlots, Slots, TableSlots
 
-FORCEABLE = ("hash", "procfs", "starttime")
+FORCEABLE = ("hash", "procfs", "starttime", "peercred")
 _COMPILE_TIMEOUT = 120.0  # seconds; half a second on real machines, some under emulation
 # The child is what fills a memory limit: have malloc give back what it can, and let it find modules where we do, this
 # very package first, without running the site's start-up again (-S), which is 2 MB.

@@ -65,11 +65,8 @@ class Desk(Protocol):
     def pids(self) -> Iterable[int]:
         """The processes that are known."""
 
-    def stream(self, on_event: Callable[[], None], *, snapshot: bool = True, parity: bool = False) -> Stream:
-        """A watch; ``on_event`` is called, from any thread, when there is something to take after there was not."""
+    def watch(self, *, snapshot: bool, parity: bool, on_event: Callable[[], None]) -> Stream:
+        """A stream of events; ``on_event`` is called, from any thread, when there is something to take."""
 
-    def explain(self, pid: int) -> dict[str, Any]:
+    def explain_record(self, pid: int) -> dict[str, Any]:
         """How the answer for a process came to be, as JSON."""
-
-    def status(self) -> dict[str, Any]:
-        """How the tracer fares, as JSON."""

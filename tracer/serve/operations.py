@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
-from tracer import __version__, clock
+from tracer import clock
+from tracer.histogram import Histogram
 from tracer.identity.index import gone
 from tracer.model import Clock, Identity, State
 from tracer.serve.access import Access, why_not
@@ -15,23 +16,30 @@ from tracer.serve.connection import Connection, Line
 from tracer.serve.desk import Desk
 from tracer.serve.requests import Refused, Request, encode
 from tracer.serve.waits import Wait, Waits
+from tracer.version import __version__
 
 _MOST_WAITS = 1024  # of one connection
 _MOST_STREAMS = 8  # of one connection
 _SLICE = 32  # identities made before others have their turn
 _MAX_PID = 2**31 - 1
+_TOOK = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1)  # seconds
 
 
 class Operations:
-    """``wake`` has the server's loop run again, from any thread. Counts what it answers in ``lookups``, by state."""
+    """``wake`` has the server's loop run again, from any thread; ``status`` says how the daemon fares. Counts what it
+    answers in ``lookups``, by state, and how long that took in ``took``."""
 
-    def __init__(self, desk: Desk, access: Access, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, desk: Desk, access: Access, *, status: Callable[[], dict[str, Any]], wake: Callable[[], None]
+    ) -> None:
         self.access = access
         self.waits = Waits()
         self.lookups = dict.fromkeys((state.value for state in State), 0)
         self.refused = 0
         self._desk = desk
         self._wake = wake
+        self._status_of = status
+        self.took = Histogram(_TOOK)
         self._do: dict[str, Callable[[Connection, Request, Line], None]] = {
             "lookup": self._lookup,
             "cancel": self._cancel,
@@ -104,7 +112,9 @@ class Operations:
             connection.say(encode({"id": request.id, "ok": True, "result": said if is_list else said[0]}))
 
         if not pending and not settled:
+            began = time.perf_counter()
             done(ask())
+            self.took.observe(time.perf_counter() - began)
             return
         key = (connection, request.id)
         if key in self.waits:
@@ -256,7 +266,7 @@ class Operations:
         if len(connection.streams) >= _MOST_STREAMS:
             raise Refused("too_large", f"more than {_MOST_STREAMS} watches", "connect anew", id_=request.id)
         parity = request.parity or request.mode == "parity"
-        connection.streams[request.id] = self._desk.stream(self._wake, snapshot=request.snapshot, parity=parity)
+        connection.streams[request.id] = self._desk.watch(snapshot=request.snapshot, parity=parity, on_event=self._wake)
 
     @staticmethod
     def pump(connection: Connection, most: int) -> bool:
@@ -286,11 +296,11 @@ class Operations:
         self._authorise(connection, request, about=request.pid)
         if request.pid > _MAX_PID:
             raise Refused("bad_request", f"{request.pid} is no process ID", id_=request.id)
-        connection.say(encode({"id": request.id, "ok": True, "result": self._desk.explain(request.pid)}))
+        connection.say(encode({"id": request.id, "ok": True, "result": self._desk.explain_record(request.pid)}))
 
     def _status(self, connection: Connection, request: Request, _line: Line) -> None:
         self._authorise(connection, request)
-        connection.say(encode({"id": request.id, "ok": True, "result": self._desk.status()}))
+        connection.say(encode({"id": request.id, "ok": True, "result": self._status_of()}))
 
     @staticmethod
     def _version(connection: Connection, request: Request, _line: Line) -> None:

@@ -15,6 +15,8 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from tracer.errors import MissingError
 from tracer.serve import requests
@@ -36,6 +38,7 @@ _MOST_OF_ONE = 256  # connections of one container, or of one user of the host
 _STALLED = 30.0  # seconds after which one that takes nothing is given up
 _PULSE = 0.05  # seconds between two looks at what waits: processes end without anyone telling
 _IDLE = 1.0
+_ALIVE = 30.0
 
 _log = logging.getLogger("podtracer.socket")
 
@@ -43,20 +46,28 @@ _log = logging.getLogger("podtracer.socket")
 class Server:
     """Serves ``desk`` at ``path``, mode 0666: each request is decided for its peer by ``access``.
 
-    ``by_number`` pins peers as kernels before 6.5 make necessary. Raises :class:`MissingError` where the socket cannot
-    be made. To be started and closed.
+    ``status`` says how the daemon fares. ``by_number`` pins peers as kernels before 6.5 make necessary. Raises
+    :class:`MissingError` where the socket cannot be made. To be started and closed.
     """
 
-    def __init__(self, desk: Desk, path: str, access: Access, *, by_number: bool = False) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        path: str,
+        access: Access,
+        *,
+        status: Callable[[], dict[str, Any]],
+        by_number: bool = False,
+    ) -> None:
         self.path = path
         self.accepted = 0
         self.turned_away = 0
-        self._desk = desk
         self._by_number = by_number
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_woken = False
         self._stopping = False
-        self.operations = Operations(desk, access, self.wake)
+        self._turned = time.monotonic()
+        self.operations = Operations(desk, access, status=status, wake=self.wake)
         self._connections: dict[int, Connection] = {}
         self._owners: Counter[object] = Counter()
         # Those to be given a turn, in the order they asked for it.
@@ -99,6 +110,11 @@ class Server:
         self._poll.close()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs, and had its turn in the last half minute."""
+        return self._thread.is_alive() and time.monotonic() - self._turned < _ALIVE
+
+    @property
     def connections(self) -> int:
         """How many there are."""
         return len(self._connections)
@@ -124,7 +140,7 @@ class Server:
             try:
                 for fd, events in self._poll.poll(self._timeout()):
                     self._take(fd, events)
-                now = time.monotonic()
+                self._turned = now = time.monotonic()
                 if self._news or now - looked >= _PULSE:
                     self._news, looked = False, now
                     waits.news()

@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -185,6 +186,8 @@ class KubeletSource:
         self._refresher = Refresher(round(interval_s * 1e9))
         self._changed = threading.Condition()
         self._stopped = False
+        # HTTP statuses of its answers, "error" where there was none, and how often each was.
+        self.codes: Counter[str] = Counter()
         self._state = SourceState(None, boottime())
         self._thread = threading.Thread(target=self._run, name="podtracer-kubelet", daemon=True)
 
@@ -251,9 +254,11 @@ class KubeletSource:
         except Exception as bug:  # The thread is the only one there is: it outlives what nobody thought of.
             _log.exception("fetching pods failed in a way nobody thought of")
             error = SourceError(f"internal error: {bug!r}", self._client.endpoint.url)
+        code = "200" if error is None else str(error.status or "error")
         with self._changed:
             if self._stopped:
                 return
+            self.codes[code] += 1
             now = boottime()
             self._refresher.finished(now, error is None)
             before = self._state

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.cli import color
-from tracer.cli.quote import quote
 from tracer.errors import ParityError
 from tracer.identity.cgroup_path import PathMatch
 from tracer.identity.entries_report import Report
 from tracer.identity.parity import CONFLICT, Line, Located, Outcome
 from tracer.model import Source, State, Workload
 
+ENTRIES = "Registration entries"
 _SHOWN = 40  # lines of a file or entries that are shown to a person; JSON has them all
 
 _HINTS = {
@@ -64,18 +63,10 @@ class Step:
         """As it is written as JSON."""
         return {"title": self.title, "lines": list(self.lines), "failed": self.failed, "hint": self.hint}
 
-
-def render(head: str, steps: Sequence[Step], *, colored: bool) -> str:
-    """The steps as text, numbered, all of it quoted."""
-    bold, red = (color.BOLD, color.RED) if colored else (None, None)
-    parts = [color.paint(quote(head), bold) + "\n"]
-    for number, step in enumerate(steps, 1):
-        mark = color.paint("  <- it ends here", red) if step.failed else ""
-        parts.append(f"\n{color.paint(f'{number}. {quote(step.title)}', bold)}{mark}\n")
-        parts += [f"   {quote(line)}\n" for line in step.lines]
-        if step.hint:
-            parts.append(f"   hint: {quote(step.hint)}\n")
-    return "".join(parts)
+    @classmethod
+    def of_dict(cls, said: Mapping[str, Any]) -> Step:
+        """The step that was written as JSON."""
+        return cls(str(said["title"]), tuple(map(str, said["lines"])), bool(said["failed"]), said["hint"])
 
 
 def hint(reason: str | None) -> str | None:
@@ -195,7 +186,7 @@ def selectors_step(workload: Workload) -> Step:
 
 def entries_step(report: Report | None, file: str | None) -> Step:
     """Which entries match, nearly match, or cannot be decided here."""
-    title = "Registration entries"
+    title = ENTRIES
     if report is None:
         said = "not asked for" if file is None else "not compared: there are no selectors to compare"
         return Step(title, (said,), hint=None if file else "--entries-file F compares those of SPIRE's server")
