@@ -123,16 +123,15 @@ class Connection:
         self.jobs.append(job)
         self._ready[self] = None
 
-    def work(self) -> bool:
-        """Makes the next piece; whether there was anything to make."""
-        if not self.jobs or len(self.out) >= FULL:
-            return False
+    def work(self) -> None:
+        """Makes the next piece of what is being made."""
+        if not self.jobs or self.is_full:
+            return
         piece = next(self.jobs[0], None)
         if piece is None:
             self.jobs.popleft()
         else:
             self.out += piece
-        return True
 
     def flush(self) -> None:
         """Writes what the peer takes; raises ``OSError`` where the connection broke."""

@@ -271,14 +271,12 @@ class Operations:
     @staticmethod
     def pump(connection: Connection, most: int) -> bool:
         """Writes events of the connection's watches, as many as it takes; whether there may be more."""
-        if connection.jobs:
-            return False
         more = False
         for id_, stream in connection.streams.items():
             now = clock.read()
             for _ in range(most):
                 if connection.is_full:
-                    return False  # more is made when it was written
+                    return True
                 event = stream.next(0)
                 if event is None:
                     break

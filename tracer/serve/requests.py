@@ -62,12 +62,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     of: Id = None
 
 
-class _OfId(msgspec.Struct):
-    id: Id = None
-
-
 _requests = msgspec.json.Decoder(Request)
-_ids = msgspec.json.Decoder(_OfId)
 
 
 def parse(line: bytes) -> Request:
@@ -76,11 +71,8 @@ def parse(line: bytes) -> Request:
         raise too_long()
     try:
         request = _requests.decode(line)
-    except msgspec.ValidationError as error:
-        raise Refused("bad_request", str(error), "see the operations in the manual", id_=_id(line)) from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        hint = "send one JSON object a line"
-        raise Refused("bad_request", f"the line is no JSON: {error}", hint, is_last=True) from error
+        raise _no_request(line, error) from error
     if isinstance(request.id, str) and len(request.id) > _MOST_ID:
         raise Refused("bad_request", f"an id of more than {_MOST_ID} characters")
     problem = _problem(request)
@@ -98,11 +90,14 @@ def too_long() -> Refused:
     return Refused("too_large", f"a line of more than {MAX_LINE} bytes", "send several requests", is_last=True)
 
 
-def _id(line: bytes) -> Id:
+def _no_request(line: bytes, error: Exception) -> Refused:
     try:
-        return _ids.decode(line).id
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
+        said = json.loads(line)
+    except (ValueError, RecursionError) as why:
+        return Refused("bad_request", f"the line is no JSON: {why}", "send one JSON object a line", is_last=True)
+    id_ = said.get("id") if isinstance(said, dict) else None
+    is_id = isinstance(id_, int | str | float) and len(str(id_)) <= _MOST_ID
+    return Refused("bad_request", str(error), "see the operations in the manual", id_=id_ if is_id else None)
 
 
 def _problem(request: Request) -> str | None:

@@ -192,9 +192,10 @@ class Server:
             if not connection.lines or connection.is_full or connection.is_last:
                 break
             self._answer(connection, connection.lines.popleft())
-        has_more = connection.work()
-        if connection.streams:
-            has_more |= self.operations.pump(connection, _EVENTS)
+        connection.work()
+        has_more = bool(connection.jobs)
+        if connection.streams and not has_more:
+            has_more = self.operations.pump(connection, _EVENTS)
         try:
             connection.flush()
         except OSError:
