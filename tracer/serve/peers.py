@@ -21,7 +21,7 @@ _SO_PEERGROUPS = 59
 _SO_PEERPIDFD = 77
 _UCRED = struct.Struct("3i")
 _SIZES = (64, 1024)  # bytes of an option; Python asks for no more
-_ABSENT = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL)
+_ABSENT = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
 @dataclass(slots=True)
