@@ -23,7 +23,8 @@ from tracer.sources.state import report
 CLOCK = Clock(0, 0.0)
 
 
-def _sources(index: Index, settings: Settings, warnings: list[str] | None = None) -> PodSources:
+def make_sources(index: Index, settings: Settings, warnings: list[str] | None = None) -> PodSources:
+    """The sources of an index that has no kernel and no watchers; what people are told goes to ``warnings``."""
     return PodSources(
         settings,
         index,
@@ -62,7 +63,7 @@ def test_a_kubelet_that_starts_again_takes_no_pod_away(monkeypatch: pytest.Monke
     index = Index()
     with RawServer(script) as server:
         kubelet_alone = {"cri": "none", "pods_api": "none", "refresh_interval": 0.1}
-        sources = _sources(index, Settings(kubelet_read_only_port=server.port, **kubelet_alone))
+        sources = make_sources(index, Settings(kubelet_read_only_port=server.port, **kubelet_alone))
         sources.start()
         try:
             until(lambda: _pods(index) == 1, 30, "the pod")
@@ -111,7 +112,7 @@ def test_a_kubelet_that_started_again_unseen_takes_no_live_pod_away(
     with RawServer(script) as server:
         settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=0.1)
         warnings: list[str] = []
-        sources = _sources(lab.index, settings, warnings)
+        sources = make_sources(lab.index, settings, warnings)
         sources.start()
         try:
             until(lambda: _pods(lab.index) == 1, 30, "the pod")
@@ -142,7 +143,7 @@ def test_the_report_says_which_source_is_in_use_and_what_failed() -> None:
 
     with RawServer(script) as server:
         settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=0.1)
-        sources = _sources(Index(), settings)
+        sources = make_sources(Index(), settings)
         assert report({}, CLOCK) == {"in_use": None, "since": None, "sources": {}}
         sources.start()
         try:
@@ -189,7 +190,7 @@ def test_nothing_changing_costs_one_list_per_interval() -> None:
         lab.mkdir(f"/kubepods/besteffort/pod{each['metadata']['uid']}/{container_id}")
     with RawServer(script) as server:
         settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=1.0)
-        sources = _sources(lab.index, settings)
+        sources = make_sources(lab.index, settings)
         sources.start()
         try:
             until(lambda: _pods(lab.index) == 250, 30, "the pods")
