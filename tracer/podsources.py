@@ -82,7 +82,7 @@ class PodSources:
         self._doubted: int | None = None
 
     def start(self) -> None:
-        """Starts what there is. Raises ``UsageError`` for an endpoint that is none."""
+        """Starts what there is. Raises ``UsageError`` for an endpoint that is none, also one that only stands in."""
         cri, pods_api = self._find_cri(), self._find_pods_api()
         kubelet = self._settings.kubelet != "none"
         waited: dict[Name, bool] = {"cri": cri is not None, "pods-api": pods_api is not None}
@@ -94,6 +94,7 @@ class PodSources:
         if waited["namespaces"]:
             self._start_namespaces()
         if pods_api is not None:
+            self._check_kubelet()
             self._start_pods_api(pods_api)
         elif kubelet:
             self._start_kubelet()
@@ -193,6 +194,11 @@ class PodSources:
         source.start()
         with self._lock:
             self._index.want_again()
+
+    def _check_kubelet(self) -> None:
+        from tracer.sources.finding import choose
+
+        choose(self._settings, answers=lambda _port: False)
 
     def _end_kubelet(self) -> None:
         with self._changing:
@@ -352,8 +358,15 @@ class PodSources:
             if state.error is None:
                 self._end_kubelet()
             else:
+                self._await_kubelet()
                 self._start_kubelet()
         self._heard(name)
+
+    def _await_kubelet(self) -> None:
+        """Where the Pods API fails at first, it is the kubelet's answer that all wait for."""
+        with self._changing:
+            if "pods-api" in self._silent:
+                self._silent.add("kubelet")
 
     def _heard(self, name: Name) -> None:
         with self._changing:

@@ -228,9 +228,12 @@ class World:
 
     def early(self, namespace: str, container: str) -> dict[str, Identity]:
         """What the tracers that ask the runtime say of a container's process while the kubelet does not list it."""
-        uid, container_id, pid = self.born(namespace, container)
+        uid, container_id, _ = self.born(namespace, container)
 
         def check() -> dict[str, Identity]:
+            pids = self.pids(uid, container_id)  # those that prepare the container end
+            assert pids
+            pid = pids[0]
             look = self.look(namespace)
             found = {mode: self.tracers[mode].lookup(pid) for mode in (KUBELET, PODS_API)}
             for mode, identity in found.items():

@@ -391,6 +391,28 @@ def test_a_first_list_without_end(
     assert "more than 5000 bytes" in str(told.states[0].error)
 
 
+def test_pods_without_end(kubelet: FakeKubelet, start: Start, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More pods than any node has are refused later on too; changes of those that are there, and pods that go, are
+    not counted as more."""
+    monkeypatch.setattr(pods_source, "MAX_FIRST", 10_000)
+    kubelet.pods[1] = pod(1)
+    start()
+    until(lambda: told.oks() == [True], WAIT, "the first list")
+    for number in range(2, 60):
+        kubelet.change(MODIFIED, 1)
+        kubelet.change(ADDED, number)
+        kubelet.change(DELETED, number)
+    kubelet.change(ADDED, 77)
+    until(lambda: ("change", uid(77)) in told.order, WAIT, "the last one")
+    assert told.oks() == [True]
+    for number in range(100, 160):
+        kubelet.change(ADDED, number)
+    until(lambda: told.oks() == [True, False], WAIT, "the failure")
+    error = told.states[-1].error
+    assert error is not None
+    assert error.what == "more than 10000 bytes of pods"
+
+
 def test_a_kubelet_that_never_finishes(kubelet: FakeKubelet, start: Start, told: Told) -> None:
     """A watch that does not come to the end of what there is fails in time, and tells nothing."""
     kubelet.sync = False

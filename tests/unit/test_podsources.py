@@ -6,14 +6,17 @@ import itertools
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.rpc import socket_folder
 from tests.servers import RawServer, answer, pod, pod_list, read_request
 from tests.unit.index_lab import Lab, cid
 from tests.waiting import until
 from tracer import podsources
+from tracer.errors import UsageError
 from tracer.identity.index import Index
 from tracer.model import Clock
 from tracer.podsources import PodSources
@@ -23,7 +26,10 @@ from tracer.sources.state import report
 CLOCK = Clock(0, 0.0)
 
 
-def _sources(index: Index, settings: Settings, warnings: list[str] | None = None) -> PodSources:
+def make_sources(
+    index: Index, settings: Settings, warnings: list[str] | None = None, *, on_first: Callable[[], None] = lambda: None
+) -> PodSources:
+    """The sources of an index that has no kernel and no watchers; what people are told goes to ``warnings``."""
     return PodSources(
         settings,
         index,
@@ -31,7 +37,7 @@ def _sources(index: Index, settings: Settings, warnings: list[str] | None = None
         drain=lambda: None,
         publish=[].extend,
         on_change=lambda: None,
-        on_first=lambda: None,
+        on_first=on_first,
         warn=([] if warnings is None else warnings).append,
         note=[].append,
     )
@@ -62,7 +68,7 @@ def test_a_kubelet_that_starts_again_takes_no_pod_away(monkeypatch: pytest.Monke
     index = Index()
     with RawServer(script) as server:
         kubelet_alone = {"cri": "none", "pods_api": "none", "refresh_interval": 0.1}
-        sources = _sources(index, Settings(kubelet_read_only_port=server.port, **kubelet_alone))
+        sources = make_sources(index, Settings(kubelet_read_only_port=server.port, **kubelet_alone))
         sources.start()
         try:
             until(lambda: _pods(index) == 1, 30, "the pod")
@@ -111,7 +117,7 @@ def test_a_kubelet_that_started_again_unseen_takes_no_live_pod_away(
     with RawServer(script) as server:
         settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=0.1)
         warnings: list[str] = []
-        sources = _sources(lab.index, settings, warnings)
+        sources = make_sources(lab.index, settings, warnings)
         sources.start()
         try:
             until(lambda: _pods(lab.index) == 1, 30, "the pod")
@@ -132,6 +138,41 @@ def test_a_kubelet_that_started_again_unseen_takes_no_live_pod_away(
     assert warnings == []
 
 
+def test_who_waits_for_the_first_answer_waits_for_the_kubelet_that_stands_in() -> None:
+    """Where the Pods API fails at once, the first answer is the kubelet's: it is not over before that has come."""
+    may_answer = threading.Event()
+
+    def script(_: RawServer, conn: socket.socket) -> None:
+        while read_request(conn):
+            may_answer.wait(30)
+            conn.sendall(answer(pod_list(pod())))
+
+    with RawServer(script) as server, socket_folder() as folder:
+        settings = Settings(
+            kubelet_read_only_port=server.port, cri="none", pods_api=f"unix://{folder}/none.sock", refresh_interval=0.1
+        )
+        index, first = Index(), threading.Event()
+        sources = make_sources(index, settings, on_first=first.set)
+        sources.start()
+        try:
+            until(lambda: server.connections, 30, "the kubelet to be asked")
+            until(lambda: sources.states["pods-api"].failures >= 2, 30, "the Pods API to have failed")
+            assert not first.is_set()
+            may_answer.set()
+            assert first.wait(30)
+            assert _pods(index) == 1
+        finally:
+            may_answer.set()
+            sources.stop()
+
+
+def test_a_kubelet_that_could_never_stand_in_is_told_at_the_start() -> None:
+    """A node name that is none is a usage error also where the Pods API is asked and the kubelet only stands in."""
+    settings = Settings(kubelet_secure_port=10250, node_name="no name", cri="none", pods_api="unix:///none.sock")
+    with pytest.raises(UsageError, match="not the name of a node"):
+        make_sources(Index(), settings).start()
+
+
 def test_the_report_says_which_source_is_in_use_and_what_failed() -> None:
     """The report names the source that lists the pods and since when, and keeps a failure that is over."""
     now = [answer(pod_list(pod()))]
@@ -142,7 +183,7 @@ def test_the_report_says_which_source_is_in_use_and_what_failed() -> None:
 
     with RawServer(script) as server:
         settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=0.1)
-        sources = _sources(Index(), settings)
+        sources = make_sources(Index(), settings)
         assert report({}, CLOCK) == {"in_use": None, "since": None, "sources": {}}
         sources.start()
         try:
@@ -189,7 +230,7 @@ def test_nothing_changing_costs_one_list_per_interval() -> None:
         lab.mkdir(f"/kubepods/besteffort/pod{each['metadata']['uid']}/{container_id}")
     with RawServer(script) as server:
         settings = Settings(kubelet_read_only_port=server.port, cri="none", pods_api="none", refresh_interval=1.0)
-        sources = _sources(lab.index, settings)
+        sources = make_sources(lab.index, settings)
         sources.start()
         try:
             until(lambda: _pods(lab.index) == 250, 30, "the pods")

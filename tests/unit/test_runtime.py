@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.index_lab import Lab, cid, container, named, pod, told, uid
-from tracer.identity.runtime import Runtime
+from tracer.identity.runtime import MOST, Runtime
 from tracer.identity.selectors import selectors
 from tracer.model import RuntimeContainer
 
@@ -86,6 +86,29 @@ def test_the_kubelets_strings_win(lab: Lab) -> None:
     workload = lab.who(HOME).workload
     assert workload.pods_from == "kubelet"
     assert workload.selectors == selectors(pod(A, listed), listed)
+
+
+def test_another_digest_is_told_and_another_tag_is_counted(lab: Lab) -> None:
+    """Where the kubelet's image ID is another than the runtime's there is a sentence for the log, once; another tag of
+    the same digest is counted, once. The kubelet's words stand in both cases."""
+    for path in (HOME, SIDE):
+        lab.mkdir(path)
+    lab.index.container(record(A), lab.now)
+    lab.index.container(record(C, "side"), lab.now)
+    listed = pod(
+        A,
+        container(A, image="app:tag", image_id="sha256:other"),
+        container(C, "side", image="side:another", image_id=f"sha256:{C}"),
+    )
+    for _ in range(3):
+        lab.pods(listed)
+    (sentence,) = lab.index.take_disputes()
+    assert cid(A) in sentence
+    assert "'sha256:other'" in sentence
+    assert lab.index.take_disputes() == []
+    assert lab.index.other_tags == 1
+    assert "k8s:container-image:sha256:other" in lab.who(HOME).workload.selectors
+    assert "k8s:container-image:side:another" in lab.who(SIDE).workload.selectors
 
 
 def test_a_sandbox_is_host_at_once(lab: Lab) -> None:
@@ -221,7 +244,7 @@ def test_forgetting_leaves_no_trace() -> None:
     runtime = Runtime()
     runtime.take(record(A))
     runtime.take(record(B))
-    runtime.sandboxes.add(cid(P))
+    runtime.take_sandbox(cid(P), 1)
     for letter in (A, B, P):
         runtime.forget(cid(letter))
     assert not runtime
@@ -234,8 +257,22 @@ def test_the_word_for_a_container_without_a_cgroup_is_not_kept_for_ever(lab: Lab
     lab.mkdir(HOME)
     for letter in (A, C):
         lab.index.container(record(letter, at=lab.now), lab.now)
+    lab.mkdir(PAUSE)
+    for letter in (P, B):
+        lab.index.sandbox(cid(letter), lab.now)
     lab.wait(400)
     lab.pods(empty_pod("app"))  # type: ignore[arg-type]
     runtime = lab.index._verdicts.runtime
     assert runtime.get(cid(A)) is not None
     assert runtime.get(cid(C)) is None
+    assert set(runtime.sandboxes) == {cid(P)}
+
+
+def test_what_a_runtime_tells_without_end_is_bounded() -> None:
+    """A runtime that tells of ever more containers and sandboxes has the first of them forgotten."""
+    runtime = Runtime()
+    for number in range(MOST + 10):
+        runtime.take(record(A, container_id=str(number), pod_uid=str(number)))
+        runtime.take_sandbox(str(number), number)
+    assert [runtime.get(str(number)) is None for number in (0, 9, 10, MOST + 9)] == [True, True, False, False]
+    assert (len(runtime._records), len(runtime._by_pod), len(runtime.sandboxes)) == (MOST, MOST, MOST)

@@ -106,7 +106,6 @@ class Index:
         self._wanted: set[str] = set()
         # (pod UID, container ID) of those whose pod's images may still change.
         self._unsettled: set[tuple[str, str]] = set()
-        self._disputed: set[str] = set()
         # Events that came of something else than pod data, told with the next tick.
         self._late: list[Event] = []
         # How long containers took from the birth of their cgroup to their identity.
@@ -345,19 +344,17 @@ class Index:
 
     def sandbox(self, container_id: str, now: int) -> list[Event]:
         """Takes in that this container is a pod's sandbox (pause)."""
-        self._verdicts.runtime.sandboxes.add(container_id)
+        self._verdicts.runtime.take_sandbox(container_id, now)
         return self.refresh(now)
 
     def take_disputes(self) -> list[str]:
         """Sentences on containers whose image the runtime and the list tell differently, each once."""
-        found = [text for key, text in self._verdicts.disputes.items() if key not in self._disputed]
-        self._disputed |= self._verdicts.disputes.keys()
-        return found
+        return self._verdicts.take_disputes()
 
     @property
     def other_tags(self) -> int:
         """How many containers the list names by another tag of their image than the runtime."""
-        return len(self._verdicts.other_tags)
+        return self._verdicts.other_tags
 
     def namespaces(self, labels: Mapping[str, Mapping[str, str]], now: int) -> list[Event]:
         """Takes in the labels of namespaces; where the rules ask for them, containers in others wait for theirs."""

@@ -11,12 +11,15 @@ from dataclasses import replace
 
 from tracer.model import Container, ContainerRef, Pod, RuntimeContainer
 
+MOST = 16_384
+"""Containers and sandboxes that are remembered; no node has as many. Those told first are forgotten first."""
+
 
 class Runtime:
-    """The runtime's records by container ID, and the IDs of sandboxes. True once it told anything."""
+    """The runtime's records by container ID, and when each sandbox was told, by its ID. True once it told anything."""
 
     def __init__(self) -> None:
-        self.sandboxes: set[str] = set()
+        self.sandboxes: dict[str, int] = {}
         self._records: dict[str, RuntimeContainer] = {}
         self._by_pod: dict[str, dict[str, RuntimeContainer]] = {}
 
@@ -28,15 +31,23 @@ class Runtime:
         old = self._records.get(record.container_id)
         if old is not None and old.at > record.at:
             return
+        if old is None and len(self._records) >= MOST:
+            self.forget(next(iter(self._records)))
         self._records[record.container_id] = record
         newest = self._by_pod.setdefault(record.pod_uid, {})
         other = newest.get(record.name)
         if other is None or other.container_id == record.container_id or other.created_at <= record.created_at:
             newest[record.name] = record
 
+    def take_sandbox(self, sandbox_id: str, at: int) -> None:
+        """Takes in that this is a pod's sandbox."""
+        if sandbox_id not in self.sandboxes and len(self.sandboxes) >= MOST:
+            del self.sandboxes[next(iter(self.sandboxes))]
+        self.sandboxes[sandbox_id] = at
+
     def forget(self, container_id: str) -> None:
         """Drops a container that is no more."""
-        self.sandboxes.discard(container_id)
+        self.sandboxes.pop(container_id, None)
         record = self._records.pop(container_id, None)
         if record is None:
             return
@@ -47,8 +58,9 @@ class Runtime:
             del self._by_pod[record.pod_uid]
 
     def told_before(self, time: int) -> list[str]:
-        """The containers of which the last word is older than ``time``."""
-        return [record.container_id for record in self._records.values() if record.at < time]
+        """The containers and sandboxes of which the last word is older than ``time``."""
+        containers = [record.container_id for record in self._records.values() if record.at < time]
+        return containers + [sandbox_id for sandbox_id, at in self.sandboxes.items() if at < time]
 
     def get(self, container_id: str) -> RuntimeContainer | None:
         """The record of a container."""

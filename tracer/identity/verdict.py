@@ -52,9 +52,12 @@ class Verdicts:
         self.runtime = Runtime()
         # Labels by namespace, as far as they are known.
         self.namespaces: Mapping[str, Mapping[str, str]] = {}
-        # Container ID → what is to be said of images that differ, and containers that were listed by another tag.
-        self.disputes: dict[str, str] = {}
-        self.other_tags: set[str] = set()
+        # How many containers the list names by another tag than the runtime.
+        self.other_tags = 0
+        # Containers whose images were compared and found to differ, as long as the runtime's word is kept; and what is
+        # to be said of some.
+        self._differing: set[str] = set()
+        self._disputes: list[str] = []
         # When each pod was read: one that was carried over from an older list is as old as that.
         self._read_at: dict[str, int] = {}
 
@@ -77,6 +80,7 @@ class Verdicts:
         for container_id in self.runtime.told_before(at - _RECORDS_KEPT):
             if not self._tree.named(container_id):
                 self.runtime.forget(container_id)
+                self._differing.discard(container_id)
         return True
 
     def change(self, pod: Pod, at: int) -> None:
@@ -289,15 +293,23 @@ class Verdicts:
         """Notes where the list and the runtime disagree on a container's image. A digest may have several tags; two
         digests cannot be of one container."""
         record = self.runtime.get(entry.ref.container_id)
-        if record is None or not container.container_id:
+        if record is None or not container.container_id or record.container_id in self._differing:
             return
         if record.image_id and container.image_id and record.image_id != container.image_id:
-            self.disputes[entry.ref.container_id] = (
+            self._disputes.append(
                 f"the runtime and the list disagree on the image of container {entry.ref.container_id}:"
                 f" {record.image_id!r} and {container.image_id!r}; the list's is used"
             )
         elif record.image != container.image:
-            self.other_tags.add(entry.ref.container_id)
+            self.other_tags += 1
+        else:
+            return
+        self._differing.add(record.container_id)
+
+    def take_disputes(self) -> list[str]:
+        """Sentences on containers whose image the runtime and the list tell differently, each once."""
+        found, self._disputes = self._disputes, []
+        return found
 
     def _unlisted(self, entry: Entry, table: PodTable, at: int) -> Workload:
         old = entry.workload

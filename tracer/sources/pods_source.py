@@ -24,7 +24,7 @@ from tracer.sources.state import SourceState
 _log = logging.getLogger("podtracer.pods_api")
 
 MAX_FIRST = 64 << 20
-"""Bytes of pods that a watch may begin with."""
+"""Bytes of pods that a watch may begin with, and that there may be at any time later."""
 
 _EVENT = 100  # bytes that an event counts for, however short it is
 _STOP_WAIT = 1.0
@@ -41,7 +41,17 @@ class _Session:
     first: dict[str, Pod] | None = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     size: int = 0
+    # What each pod that was told of counts for, by UID, and all of them together.
+    sizes: dict[str, int] = field(default_factory=dict)
+    kept: int = 0
     error: SourceError | None = None
+
+    def keep(self, pod_uid: str, size: int) -> bool:
+        """Counts a pod that there is, or with 0 no more; whether there is room for it."""
+        self.kept += size - self.sizes.pop(pod_uid, 0)
+        if size:
+            self.sizes[pod_uid] = size
+        return self.kept <= MAX_FIRST
 
 
 class PodsApiSource:
@@ -181,7 +191,7 @@ class PodsApiSource:
         if event.kind is PodEventKind.OTHER:
             return None
         if session.first is None:
-            return self._take_change(event)
+            return self._take_change(session, event)
         if event.kind is PodEventKind.SYNCED:
             pods = PodList(tuple(session.first.values()), tuple(session.skipped))
             self._tell(self._on_pods, PodFetch(pods, session.began))
@@ -191,16 +201,20 @@ class PodsApiSource:
             return None
         session.size += event.size + _EVENT
         if session.size > MAX_FIRST:
-            return SourceError(f"more than {MAX_FIRST} bytes of pods", self._client.url, "no node has that many pods")
+            return self._too_many()
         if event.pod is None:
             session.skipped.append(f"item {len(session.first)} is malformed: {event.broken}")
         elif event.kind is PodEventKind.DELETED:
             session.first.pop(event.pod.uid, None)
         elif event.pod.uid:
             session.first[event.pod.uid] = event.pod
+            session.keep(event.pod.uid, event.size + _EVENT)
         return None
 
-    def _take_change(self, event: PodEvent) -> SourceError | None:
+    def _too_many(self) -> SourceError:
+        return SourceError(f"more than {MAX_FIRST} bytes of pods", self._client.url, "no node has that many pods")
+
+    def _take_change(self, session: _Session, event: PodEvent) -> SourceError | None:
         pod = event.pod
         if event.kind is PodEventKind.SYNCED:
             return None
@@ -210,6 +224,8 @@ class PodsApiSource:
         if not pod.uid:
             return None
         deleted = event.kind is PodEventKind.DELETED
+        if not session.keep(pod.uid, 0 if deleted else event.size + _EVENT):
+            return self._too_many()
         if self._meanwhile is not None:
             self._meanwhile[pod.uid] = None if deleted else pod
         if deleted:
