@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import entries
 from tests.node import FakePod, listing
-from tracer import clock
+from tracer import clock, explaining
 from tracer.cli.app import App
 from tracer.cli.main import run
 from tracer.errors import ParityError
@@ -252,9 +252,9 @@ def explained(found: Identity, answer: Located | ParityError | None = None) -> E
 
 def live(found: Explained, *args: str) -> int:
     class Explaining(FakeTracer):
-        def explain(self, pid: int) -> Explained:
+        def explain_record(self, pid: int) -> dict[str, Any]:
             self.calls.append(("explain", pid))
-            return found
+            return explaining.record(found, clock.read())
 
     return run(["explain", "--standalone", "7", *args], App(tracer=Explaining().factory, environ={}))
 
