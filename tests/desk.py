@@ -90,7 +90,7 @@ class FakeDesk:
         return Identity(ProcessKey(0, 0), 0, workload)
 
     def mark(self, pid: int) -> object:
-        return pid, self.workloads.get(pid, HOST)
+        return self.lookup(pid).key, self.workloads.get(pid, HOST)
 
     def want(self, container_id: str) -> None:
         self.wanted[container_id] += 1

@@ -223,10 +223,14 @@ class AsyncClient:
             try:
                 async with asyncio.timeout(max(0.001, end - time.monotonic())):
                     connection = await self._connected(end)
-                    return await self._ask(connection, op, fields)
-            except OSError as error:  # a TimeoutError too
-                if time.monotonic() >= end or self._connection is None:
-                    raise unreachable(self.path, error) from error
+                    try:
+                        return await self._ask(connection, op, fields)
+                    except TimeoutError:
+                        raise
+                    except OSError:
+                        await asyncio.sleep(_FIRST_PAUSE)  # it broke: asked again over the next one
+            except OSError as error:
+                raise unreachable(self.path, error) from error
 
     async def _ask(self, connection: _Connection, op: str, fields: Mapping[str, Any]) -> Any:
         nonce: str | None = None

@@ -46,6 +46,7 @@ class Connection:
         self.owner: object = None
         self._ready = ready
         self.is_trusted = False
+        self.trusted_by: object = None  # what that hangs on
         self.lines: deque[Line] = deque()
         self.out = bytearray()
         self.jobs: deque[Iterator[bytes]] = deque()

@@ -12,9 +12,10 @@ from tracer.histogram import Histogram
 from tracer.identity.index import gone
 from tracer.model import Clock, Identity, State
 from tracer.serve.access import Access, why_not
+from tracer.serve.answers import Answers, encode, line
 from tracer.serve.connection import Connection, Line
 from tracer.serve.desk import Desk
-from tracer.serve.requests import Refused, Request, encode
+from tracer.serve.requests import Refused, Request
 from tracer.serve.waits import Wait, Waits
 from tracer.version import __version__
 
@@ -39,6 +40,7 @@ class Operations:
         self._desk = desk
         self._wake = wake
         self._status_of = status
+        self._answers = Answers()
         self.took = Histogram(_TOOK)
         self._do: dict[str, Callable[[Connection, Request, Line], None]] = {
             "lookup": self._lookup,
@@ -54,12 +56,12 @@ class Operations:
         """Forgets what a connection waits for, since it is closed."""
         self.waits.drop(connection)
 
-    def run(self, connection: Connection, request: Request, line: Line) -> None:
+    def run(self, connection: Connection, request: Request, sent: Line) -> None:
         """Answers a request, or sees to it that it is answered. Raises :class:`Refused`."""
-        if request.op != "version" and not connection.peer.take(request.nonce, line.sender):
+        if request.op != "version" and not connection.peer.take(request.nonce, sent.sender):
             hint = "send the request again with this nonce: before Linux 6.5 that shows who asks"
             raise Refused("permission_denied", "who asks is not certain yet", hint, nonce=connection.peer.nonce)
-        self._do[request.op](connection, request, line)
+        self._do[request.op](connection, request, sent)
 
     # ---- who asks ----
 
@@ -73,10 +75,13 @@ class Operations:
         return identity if is_same and identity.key.pid == peer.pid else gone(peer.pid)
 
     def trusts(self, connection: Connection) -> bool:
-        """Whether the peer may ask about others."""
+        """Whether the peer may ask about others; looked at anew only where something of it has changed."""
         peer = connection.peer
+        mark = (self.access, self._desk.mark(peer.pid)) if self._desk.pidfs and peer.nonce is None else None
+        if mark is not None and mark[1] is not None and mark == connection.trusted_by:
+            return connection.is_trusted
         trusted = self.access.may_ask_about_others(self.peer(connection), peer.uid, peer.gids)
-        connection.is_trusted = trusted
+        connection.is_trusted, connection.trusted_by = trusted, mark
         return trusted
 
     def _authorise(self, connection: Connection, request: Request, *, about: int | None = None) -> None:
@@ -93,11 +98,12 @@ class Operations:
 
     # ---- lookup ----
 
-    def _lookup(self, connection: Connection, request: Request, line: Line) -> None:
-        if request.pidfd_ino is not None and not self._desk.pidfs:
-            hint = "send start_time"
-            raise Refused("bad_request", "this kernel has no inodes of pidfds", hint, id_=request.id)
-        ask, mark = self._question(connection, request, line)
+    def _lookup(self, connection: Connection, request: Request, sent: Line) -> None:
+        if request.pid is not None and not (request.wait_ms or request.settled_wait_ms):
+            self._lookup_now(connection, request)
+            return
+        self._check_inode(request)
+        ask, mark = self._question(connection, request, sent)
         pending, settled = request.wait_ms / 1000, request.settled_wait_ms / 1000
         is_list = request.pids is not None
         if not pending and not settled and is_list:
@@ -108,8 +114,8 @@ class Operations:
 
         def done(answers: Sequence[Identity]) -> None:
             now = clock.read()
-            said = [self._said(answer, request, now) for answer in answers]
-            connection.say(encode({"id": request.id, "ok": True, "result": said if is_list else said[0]}))
+            said = b",".join([self._said(answer, request, now) for answer in answers])
+            connection.say(self._result(request, b"[%b]" % said if is_list else said))
 
         if not pending and not settled:
             began = time.perf_counter()
@@ -135,8 +141,23 @@ class Operations:
         if not wait.is_answered(now):
             self.waits.add(key, wait)
 
+    def _lookup_now(self, connection: Connection, request: Request) -> None:
+        """What is asked most: one process, by its number, as it is now."""
+        assert request.pid is not None
+        began = time.perf_counter()
+        self._check_inode(request)
+        self._authorise(connection, request, about=request.pid)
+        said = self._said(self._one(request.pid, request), request, clock.read())
+        connection.say(self._result(request, said))
+        self.took.observe(time.perf_counter() - began)
+
+    def _check_inode(self, request: Request) -> None:
+        if request.pidfd_ino is not None and not self._desk.pidfs:
+            hint = "send start_time"
+            raise Refused("bad_request", "this kernel has no inodes of pidfds", hint, id_=request.id)
+
     def _question(
-        self, connection: Connection, request: Request, line: Line
+        self, connection: Connection, request: Request, sent: Line
     ) -> tuple[Callable[[], Sequence[Identity]], Callable[[], object]]:
         """(what answers the request, what its answer hangs on); authorised."""
         desk, how = self._desk, self._how(request)
@@ -160,9 +181,9 @@ class Operations:
                 lambda: (desk.lookup_container(container, uid, mode=request.mode, container_selectors=selectors),),
                 lambda: None,
             )
-        if line.fds:
+        if sent.fds:
             self._authorise(connection, request)
-            fd = os.dup(line.fds[0])
+            fd = os.dup(sent.fds[0])
             if request.wait_ms or request.settled_wait_ms:
                 # The number stays the process's for as long as its slot has this inode, and that is asked for.
                 identity = desk.lookup_pidfd(fd, **how)
@@ -215,40 +236,42 @@ class Operations:
             return identity if identity.key.ino == connection.peer.ino else gone(connection.peer.pid)
         return identity if connection.peer.is_alive() else gone(connection.peer.pid)
 
-    def _said(self, identity: Identity, request: Request, now: Clock) -> dict[str, Any]:
-        self.lookups[identity.state.value] += 1
-        said = identity.to_dict(now)
-        if request.labels:
-            labels = identity.workload.labels
-            said["labels"] = None if labels is None else dict(labels)
-        return said
+    def _said(self, identity: Identity, request: Request, now: Clock) -> bytes:
+        self.lookups[identity.workload.state.value] += 1
+        return self._answers.identity(identity, now, labels=request.labels)
+
+    @staticmethod
+    def _result(request: Request, said: bytes) -> bytes:
+        id_ = request.id
+        return b'{"id":%b,"ok":true,"result":%b}\n' % (b"%d" % id_ if type(id_) is int else encode(id_), said)
 
     def _pieces(self, request: Request, identities: Iterable[Identity]) -> Generator[bytes, None, None]:
         """The line of a list, a few identities at a time."""
-        yield encode({"id": request.id, "ok": True, "result": []})[:-3]
-        first, part = True, []
+        yield self._result(request, b"[")[:-2]
+        parts: list[bytes] = []
+        is_first = True
         now = clock.read()
         for identity in identities:
-            part.append(encode(self._said(identity, request, now))[:-1])
-            if len(part) == _SLICE:
-                yield (b"" if first else b",") + b",".join(part)
-                first, part, now = False, [], clock.read()
-        if part:
-            yield (b"" if first else b",") + b",".join(part)
+            parts.append(self._said(identity, request, now))
+            if len(parts) == _SLICE:
+                yield (b"" if is_first else b",") + b",".join(parts)
+                is_first, parts, now = False, [], clock.read()
+        if parts:
+            yield (b"" if is_first else b",") + b",".join(parts)
         yield b"]}\n"
 
     # ---- the others ----
 
-    def _cancel(self, connection: Connection, request: Request, _line: Line) -> None:
+    def _cancel(self, connection: Connection, request: Request, _sent: Line) -> None:
         found = self.waits.cancel((connection, request.of), time.monotonic())
         stream = connection.streams.pop(request.of, None)
         if stream is not None:
             stream.close()
-            connection.say(encode({"id": request.of, "ok": True, "result": {"ended": True}}))
+            connection.say(line({"id": request.of, "ok": True, "result": {"ended": True}}))
         result = {"cancelled": found or stream is not None}
-        connection.say(encode({"id": request.id, "ok": True, "result": result}))
+        connection.say(line({"id": request.id, "ok": True, "result": result}))
 
-    def _ps(self, connection: Connection, request: Request, _line: Line) -> None:
+    def _ps(self, connection: Connection, request: Request, _sent: Line) -> None:
         self._authorise(connection, request)
 
         def found() -> Iterable[Identity]:
@@ -259,7 +282,7 @@ class Operations:
 
         connection.make(self._pieces(request, found()))
 
-    def _watch(self, connection: Connection, request: Request, _line: Line) -> None:
+    def _watch(self, connection: Connection, request: Request, _sent: Line) -> None:
         self._authorise(connection, request)
         if request.id in connection.streams:
             raise Refused("bad_request", "a watch has this id already", "count them", id_=request.id)
@@ -268,8 +291,7 @@ class Operations:
         parity = request.parity or request.mode == "parity"
         connection.streams[request.id] = self._desk.watch(snapshot=request.snapshot, parity=parity, on_event=self._wake)
 
-    @staticmethod
-    def pump(connection: Connection, most: int) -> bool:
+    def pump(self, connection: Connection, most: int) -> bool:
         """Writes events of the connection's watches, as many as it takes; whether there may be more."""
         more = False
         for id_, stream in connection.streams.items():
@@ -280,26 +302,22 @@ class Operations:
                 event = stream.next(0)
                 if event is None:
                     break
-                said = event.to_dict(now)
-                if event.identity is not None:
-                    labels = event.identity.workload.labels
-                    said["labels"] = None if labels is None else dict(labels)
-                connection.out += encode({"id": id_, "event": said})
+                connection.out += b'{"id":%b,"event":%b}\n' % (encode(id_), self._answers.event(event, now))
             else:
                 more = True
         return more
 
-    def _explain(self, connection: Connection, request: Request, _line: Line) -> None:
+    def _explain(self, connection: Connection, request: Request, _sent: Line) -> None:
         assert request.pid is not None
         self._authorise(connection, request, about=request.pid)
         if request.pid > _MAX_PID:
             raise Refused("bad_request", f"{request.pid} is no process ID", id_=request.id)
-        connection.say(encode({"id": request.id, "ok": True, "result": self._desk.explain_record(request.pid)}))
+        connection.say(line({"id": request.id, "ok": True, "result": self._desk.explain_record(request.pid)}))
 
-    def _status(self, connection: Connection, request: Request, _line: Line) -> None:
+    def _status(self, connection: Connection, request: Request, _sent: Line) -> None:
         self._authorise(connection, request)
-        connection.say(encode({"id": request.id, "ok": True, "result": self._status_of()}))
+        connection.say(line({"id": request.id, "ok": True, "result": self._status_of()}))
 
     @staticmethod
-    def _version(connection: Connection, request: Request, _line: Line) -> None:
-        connection.say(encode({"id": request.id, "ok": True, "result": {"version": __version__}}))
+    def _version(connection: Connection, request: Request, _sent: Line) -> None:
+        connection.say(line({"id": request.id, "ok": True, "result": {"version": __version__}}))

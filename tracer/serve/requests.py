@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from tracer.protocol import MAX_LINE, MAX_PIDS
+from tracer.serve.answers import line
 
 Code = Literal["bad_request", "too_large", "unknown_op", "permission_denied", "not_ready", "internal"]
 Id = int | str | float | None
@@ -65,14 +66,14 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
 _requests = msgspec.json.Decoder(Request)
 
 
-def parse(line: bytes) -> Request:
+def parse(text: bytes) -> Request:
     """The request that a line says. Raises :class:`Refused`."""
-    if len(line) > MAX_LINE:
+    if len(text) > MAX_LINE:
         raise too_long()
     try:
-        request = _requests.decode(line)
+        request = _requests.decode(text)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise _no_request(line, error) from error
+        raise _no_request(text, error) from error
     if isinstance(request.id, str) and len(request.id) > _MOST_ID:
         raise Refused("bad_request", f"an id of more than {_MOST_ID} characters")
     problem = _problem(request)
@@ -90,9 +91,9 @@ def too_long() -> Refused:
     return Refused("too_large", f"a line of more than {MAX_LINE} bytes", "send several requests", is_last=True)
 
 
-def _no_request(line: bytes, error: Exception) -> Refused:
+def _no_request(text: bytes, error: Exception) -> Refused:
     try:
-        said = json.loads(line)
+        said = json.loads(text)
     except (ValueError, RecursionError) as why:
         return Refused("bad_request", f"the line is no JSON: {why}", "send one JSON object a line", is_last=True)
     id_ = said.get("id") if isinstance(said, dict) else None
@@ -117,17 +118,9 @@ def _problem(request: Request) -> str | None:
     return None
 
 
-def encode(said: dict[str, Any]) -> bytes:
-    """A line of ASCII alone, so that nothing in it can change a terminal."""
-    line = msgspec.json.encode(said)
-    if not line.isascii():
-        line = json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode()
-    return line + b"\n"
-
-
 def refusal(refused: Refused) -> bytes:
     """The line that answers a refused request."""
     error = {"code": refused.code, "message": refused.message, "hint": refused.hint}
     if refused.nonce is not None:
         error["nonce"] = refused.nonce
-    return encode({"id": refused.id, "ok": False, "error": error})
+    return line({"id": refused.id, "ok": False, "error": error})
