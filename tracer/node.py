@@ -13,31 +13,29 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tracer import clock
+from tracer.about import About
 from tracer.clock import boottime
+from tracer.entries_feed import EntriesFeed
 from tracer.errors import TracerError, UsageError
 from tracer.feed import Feed
-from tracer.histogram import Histogram
 from tracer.identity.explained import Explained
 from tracer.identity.index import Index, Rules
 from tracer.kernel import machine
-from tracer.kernel.cgroupfs import Mount
-from tracer.kernel.loader import Features, Programs, ScanHeader
+from tracer.kernel.loader import Programs
 from tracer.lookups import Lookups, Mode
-from tracer.model import Clock, Event, Identity, State
+from tracer.model import Event, Identity, State
 from tracer.podsources import PodSources
 from tracer.settings import Settings
 from tracer.spire_view import ViewWatch
 from tracer.watching import Watch
 
 if TYPE_CHECKING:
-    from tracer.identity.entries import Entries
-    from tracer.sources.entries_file import EntriesFile
-    from tracer.sources.state import SourceState
+    pass
 
 FIXED = ("procfs", "cgroupfs", "cgroup_prefix", "mode")
 """Settings that stay what they were when the tracer was started."""
@@ -46,7 +44,7 @@ _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _log = logging.getLogger("podtracer")
 
 
-class Tracer:
+class Tracer(About):
     """Every process of this node, with its workload, from memory.
 
     ``warn`` gets sentences for a person (an absent kubelet, say), ``note`` those that are no warnings (which kubelet is
@@ -71,7 +69,6 @@ class Tracer:
         self._listeners: list[Callable[[], None]] = []
         self._news = threading.Condition()
         self._synced = False
-        self._entries_file: EntriesFile | None = None
         self._thread: threading.Thread | None = None
         self._feed: Feed | None = None
         self._wake = -1
@@ -82,6 +79,7 @@ class Tracer:
         # Watches that want to know of moves in every hierarchy.
         self._all_moves: list[Watch] = []
         self._lock = threading.RLock()
+        self._entries = EntriesFeed(self._lookups, self._index, lock=self._lock, warn=self._warn)
         self._sources = self._make_sources(self.settings)
 
     def _make_sources(self, settings: Settings) -> PodSources:
@@ -102,7 +100,7 @@ class Tracer:
     def start(self) -> None:
         """Loads and attaches the programs, scans what runs already, and starts to ask for pods."""
         try:
-            self._start_issuing()
+            self._entries.use(self.settings)
             machine.check()
             # One after the other: the compiler alone comes close to filling a memory limit of 64 MB.
             programs = Programs()
@@ -140,7 +138,7 @@ class Tracer:
             raise UsageError("this cannot be changed while podtracer runs", ", ".join(fixed), "start it anew")
         before, new = self.settings, settings
         if (before.entries_file, before.agent_id) != (new.entries_file, new.agent_id):
-            self._replace_entries(new)
+            self._entries.use(new)
         self.settings = new
         with self._lock:
             self._index.set_rules(_rules(new))
@@ -154,9 +152,7 @@ class Tracer:
     def close(self) -> None:
         """Detaches everything. Watches end; may be called twice."""
         self._sources.stop()
-        if self._entries_file is not None:
-            self._entries_file.stop()
-            self._entries_file = None
+        self._entries.stop()
         self._stopping = True
         if self._thread is not None:
             os.eventfd_write(self._wake, 1)
@@ -182,103 +178,9 @@ class Tracer:
         self.close()
 
     @property
-    def programs(self) -> Programs:
-        """The loaded programs, for whoever measures them."""
-        return self._live.programs
-
-    @property
-    def features(self) -> Features:
-        """Which ways were taken on this kernel."""
-        return self._live.programs.features
-
-    @property
-    def pidfs(self) -> bool:
-        """Whether the inode of a pidfd tells a process from all others here (Linux 6.9)."""
-        return self._live.programs.features.pidfs
-
-    @property
-    def hierarchy(self) -> str:
-        """Name of the cgroup hierarchy that is tracked: ``v2``, or the controllers of a v1 one."""
-        return self._live.mount.name
-
-    @property
-    def mount(self) -> Mount:
-        """Where the tracked hierarchy is mounted."""
-        return self._live.mount
-
-    @property
-    def mounts(self) -> list[Mount]:
-        """Every hierarchy that could be tracked."""
-        return self._live.mounts
-
-    @property
-    def certainty(self) -> tuple[bool, bool]:
-        """(whether it is certain that the tracked hierarchy holds the containers, whether one seems to be in another
-        one)."""
-        return self._live.certain, self._index.uncertain
-
-    @property
-    def header(self) -> ScanHeader:
-        """The PID namespace of all PIDs, and the hierarchies as the kernel numbers them."""
-        return self._live.header
-
-    @property
-    def sources(self) -> Mapping[str, SourceState]:
-        """The state of each source of pod data that is in use, by its name."""
-        return self._sources.states
-
-    def pod_data(self, now: Clock) -> dict[str, Any]:
-        """Which source tells the pods and since when, how each source fares and what failed last, and what is known:
-        JSON for whoever asks how the tracer is. Every key is always there."""
-        from tracer.sources.state import report
-
-        index = self._index
-        table, at = index.pod_table, index.pods_at
-        return {
-            **report(self._sources.states, now),
-            "pods": None if table is None else len(table.pods),
-            "pods_from": index.pods_from,
-            "pods_age_ms": None if at is None else max(0.0, round((now.now - at) / 1e6, 1)),
-            "other_tags": index.other_tags,
-        }
-
-    @property
-    def kubelet_requests(self) -> dict[str, int]:
-        """How often the kubelet answered with each HTTP status, or with none (``error``)."""
-        return self._sources.kubelet_requests
-
-    @property
-    def has_pods(self) -> bool:
-        """Whether a pod list has come."""
-        return self._index.pods_at is not None
-
-    @property
     def is_alive(self) -> bool:
         """Whether the thread that keeps up with the kernel runs, and had its turn in the last half minute."""
         return self._thread is not None and self._thread.is_alive() and time.monotonic() - self._turned < _ALIVE
-
-    @property
-    def containers(self) -> int:
-        """How many containers have a cgroup."""
-        return sum(entry.live and entry.root is not None for entry in self._index.cgroups.containers())
-
-    @property
-    def ready_times(self) -> Histogram:
-        """How long containers took from the birth of their cgroup to their identity."""
-        return self._index.ready
-
-    @property
-    def lost(self) -> int:
-        """How many records did not fit into a ring."""
-        return self._live.lost
-
-    def records(self) -> tuple[Sequence[int], int]:
-        """(process records taken in, by kind; cgroup records taken in)."""
-        return self._live.records, self._live.cgroup_records
-
-    def counters(self) -> dict[str, int]:
-        """Lost records and slots, runs the kernel left out, slots repaired: all of them 0 on a good day."""
-        return {**self._live.programs.counters(), "repairs": self._live.repairs}
 
     @property
     def _live(self) -> Feed:
@@ -457,44 +359,10 @@ class Tracer:
                 else:
                     watch.push(event for event in events if not event.extra.get("elsewhere"))
 
-    # ---- registration entries ----
-
-    def _replace_entries(self, settings: Settings) -> None:
-        before = self.settings, self._entries_file, self._lookups.issuing
-        self.settings, self._entries_file, self._lookups.issuing = settings, None, None
-        try:
-            self._start_issuing()
-        except BaseException:
-            self.settings, self._entries_file, self._lookups.issuing = before
-            raise
-        if before[1] is not None:
-            before[1].stop()
-
-    def _start_issuing(self) -> None:
-        if self.settings.entries_file is None:
-            return
-        from tracer.issuing import Issuing
-        from tracer.sources.entries_file import EntriesFile
-
-        self._lookups.issuing = Issuing(self.settings.agent_id, self._lookups.unix_selectors)
-        self._entries_file = EntriesFile(self.settings.entries_file, on_entries=self._on_entries, warn=self._warn)
-        self._entries_file.start()
-
-    def _on_entries(self, entries: Entries) -> None:
-        assert self._lookups.issuing is not None
-        if not self._lookups.issuing.take(entries):
-            self._warn(f"no registration entry has a chain of parents that reaches {self.settings.agent_id}")
-        with self._lock:
-            self._prepare_issuing()
-
     def _changed(self) -> None:
-        self._prepare_issuing()
+        self._entries.prepare()
         for listener in self._listeners:
             listener()
-
-    def _prepare_issuing(self) -> None:
-        if self._lookups.issuing is not None:
-            self._lookups.issuing.prepare(entry.workload for entry in self._index.cgroups.containers())
 
     # ---- pods ----
 
