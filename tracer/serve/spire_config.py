@@ -95,11 +95,8 @@ KEYS: Mapping[str, type] = {
     "pod_images_wait": str,
 }
 _BLOCKS = frozenset({"experimental", "experimental.api_server", "experimental.api_server.cache"})
-_REFUSED = {
-    "sigstore": "is not supported; use the built-in attestor",
-    "experimental.sigstore": "is not supported; use the built-in attestor",
-    "experimental.broker": "is not supported; use the built-in attestor",
-}
+_REFUSED = frozenset({"sigstore", "experimental.sigstore", "experimental.broker"})
+_ELSEWHERE = "is not supported; use the built-in attestor"
 
 
 def read(text: str, environ: Mapping[str, str] = os.environ) -> PluginConfig:
@@ -110,7 +107,7 @@ def read(text: str, environ: Mapping[str, str] = os.environ) -> PluginConfig:
         raise UsageError(f"the configuration is not HCL: {error}", None, _HINT) from None
     known, others = decode(tree)
     for key in others:
-        raise _wrong(key, _REFUSED.get(key, "is no key of this plugin"))
+        raise _wrong(key, f"{key} {_ELSEWHERE if key in _REFUSED else 'is no key of this plugin'}")
     return _config(known, environ)
 
 
@@ -208,11 +205,11 @@ def seconds(key: str, text: str) -> float:
 def _config(values: dict[str, Any], environ: Mapping[str, str]) -> PluginConfig:
     get = values.get
     if get("use_new_container_locator") is False:
-        raise _wrong("use_new_container_locator", "false is not supported; use the built-in attestor")
+        raise _wrong("use_new_container_locator", f"use_new_container_locator = false {_ELSEWHERE}")
     if get("disable_kubelet_client"):
         for key in _KUBELET:
             if key != "disable_container_selectors" and get(key):
-                raise _wrong(key, "cannot be used beside disable_kubelet_client")
+                raise _wrong(key, f"{key} cannot be used beside disable_kubelet_client")
     read_only, secure = _port(values, "kubelet_read_only_port"), _port(values, "kubelet_secure_port")
     if read_only is not None and secure is not None:
         both = "kubelet_read_only_port, kubelet_secure_port"
