@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -119,7 +119,8 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 def _string(text: str, at: int) -> tuple[str, int]:
     """The value of the string that begins at ``at``, behind its quote, and where it ends."""
-    start, parts = at, []
+    start = at
+    parts: list[str] = []
     while True:
         found = _STRING_PART.match(text, at)
         if found is None:
@@ -248,7 +249,7 @@ class _Parser:
             return Scalar(kind, token.text)
         raise self._unexpected(token, "a value")
 
-    def _nested(self, token: _Token, read: Any) -> Any:
+    def _nested(self, token: _Token, read: Callable[[], Value]) -> Value:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise _error(self._text, token.at, "too many blocks within blocks")
