@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,8 @@ from tracer.errors import AttestError, DaemonError, DaemonUnreachable, TracerErr
 from tracer.fallback import Fallback
 from tracer.identity.parity import INTERNAL, NOT_FOUND, TIMEOUT, TWO_PODS, Located
 from tracer.identity.selectors import TYPE
-from tracer.reach import REACHED_WITHIN, Daemon
+from tracer.protocol import DEFAULT_SOCKET
+from tracer.reach import REACHED_WITHIN, Daemon, Result
 from tracer.serve.spire_config import PluginConfig
 
 _log = logging.getLogger("podtracer.plugin")
@@ -34,7 +35,7 @@ _NAMESPACE = f"{TYPE}:ns-label:"
 _CONTAINER = f"{TYPE}:container-name:"
 _GRACE = 1.0  # seconds that the daemon may take longer than it was told to wait
 _MOST_WAIT = 3600.0  # seconds that the daemon waits at most
-_TOLD_EVERY = 10.0  # seconds between two lines about answers that are not settled
+_TOLD_EVERY = 10.0  # seconds between two lines that say the same
 
 
 class _NotUsable(Exception):  # noqa: N818 - it reads as what it says
@@ -62,25 +63,27 @@ class _Setup:
 
 
 class Attestor:
-    """Attests processes, in one event loop. ``parent`` is the agent's own PID, of the PID namespace of the others."""
+    """Attests processes, in one event loop. ``parent`` is the agent's own PID, of the PID namespace of the others;
+    ``socket`` is the daemon's, where the configuration names none."""
 
-    def __init__(self, parent: int, *, procfs: str = "/proc") -> None:
+    def __init__(self, parent: int, *, socket: str = DEFAULT_SOCKET, procfs: str = "/proc") -> None:
         self.counts = Counts()
         self._parent = parent
+        self._socket = socket
         self._procfs = procfs
         self._setup: _Setup | None = None
         self._live: set[_Setup] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._told_unsettled = float("-inf")
+        self._told: dict[str, float] = {}
 
     def configure(self, config: PluginConfig) -> None:
         """From now on, attest by this. Needs no daemon. Raises UsageError, and then everything is as it was."""
         fallback = Fallback(config, procfs=self._procfs)
-        old = self._setup
-        if old is not None and old.config.socket_path == config.socket_path:
+        old, path = self._setup, config.socket_path or self._socket
+        if old is not None and old.daemon.path == path:
             daemon = old.daemon
         else:
-            daemon = Daemon(config.socket_path, self._parent, self._daemon_changed)
+            daemon = Daemon(path, self._parent, self._daemon_changed)
         self._setup = _Setup(config, daemon, fallback)
         self._live.add(self._setup)
         if old is not None:
@@ -152,24 +155,40 @@ class Attestor:
 
     async def _selectors(self, setup: _Setup, pid: int, ino: int | None) -> tuple[str, ...]:
         config = setup.config
-        located = await setup.fallback.locate(pid) if config.mode == "parity" else None
+        deadline = asyncio.get_running_loop().time() + config.poll_budget
+        located = await self._locate(setup, pid, ino) if config.mode == "parity" else None
         if located is not None and located.container_id is None:
             return ()
-        deadline = asyncio.get_running_loop().time() + config.poll_budget
         while True:
             try:
                 return await self._ask_daemon(setup, _question(pid, ino, located), deadline)
             except (_NotUsable, DaemonUnreachable) as error:
-                reason = error
-            if not config.fallback:
-                raise AttestError("Unavailable", str(reason)) from reason
+                if not config.fallback:
+                    raise AttestError("Unavailable", str(error)) from error
+                # What the daemon cannot say it will not be able to say after a while.
+                asks_again = isinstance(error, DaemonUnreachable)
             self.counts.fallback += 1
-            found = located or await setup.fallback.locate(pid)
-            # What the daemon cannot say it will not be able to say after a while.
-            asks_again = isinstance(reason, DaemonUnreachable)
-            answer = await setup.fallback.attest(found, lambda: asks_again and not setup.daemon.is_down)  # noqa: B023
+            found = located or await self._locate(setup, pid, ino)
+            answer = await self._go_spires_way(setup, found, deadline, asks_again=asks_again)
             if answer is not None:
                 return answer
+
+    async def _locate(self, setup: _Setup, pid: int, ino: int | None) -> Located:
+        """The container by SPIRE's rules, none where the PID is another process's by now."""
+        located = await setup.fallback.locate(pid)
+        if ino is None:
+            return located
+        with pidfd.pinned(pid) as fd:
+            return located if fd is not None and pidfd.inode(fd) == ino else Located(None, None)
+
+    async def _go_spires_way(
+        self, setup: _Setup, located: Located, deadline: float, *, asks_again: bool
+    ) -> tuple[str, ...] | None:
+        """As ``Fallback.attest``, with the attempts that are left; ``None`` when the daemon is to be asked again."""
+        config, daemon = setup.config, setup.daemon
+        left = deadline - asyncio.get_running_loop().time()
+        attempts = min(config.max_poll_attempts, max(1, math.ceil(left / config.poll_retry_interval)))
+        return await setup.fallback.attest(located, attempts, lambda: asks_again and not daemon.is_down)
 
     async def _ask_daemon(self, setup: _Setup, question: dict[str, Any], deadline: float) -> tuple[str, ...]:
         config, daemon = setup.config, setup.daemon
@@ -185,15 +204,17 @@ class Attestor:
             raise
         except DaemonError as error:
             if not daemon.is_down:  # it answers others
-                _log.error("the daemon refuses a request", extra={"fields": {"error": str(error), "code": error.code}})
+                self._tell(logging.ERROR, "the daemon refuses a request", error=str(error), code=error.code)
             raise _NotUsable(f"the daemon refuses: {error}") from error
         if said is None:
             raise AttestError(TIMEOUT, NOT_FOUND)
+        if said.reason == "namespace_labels" and not config.enable_namespace_labels:
+            raise _NotUsable("the daemon waits for labels that are not asked for")
         selectors = _answer(said)
         if selectors and not await _is_whole(selectors, config, daemon, deadline):
             raise _NotUsable("the daemon is configured otherwise: it lacks selectors that are asked for")
         self.counts.daemon += 1
-        if selectors and said.get("settled") is False:
+        if selectors and said.settled is False:
             self._count_unsettled()
         return tuple(
             selector for selector in selectors if config.enable_namespace_labels or not selector.startswith(_NAMESPACE)
@@ -201,11 +222,15 @@ class Attestor:
 
     def _count_unsettled(self) -> None:
         self.counts.unsettled += 1
+        what = "answered before all containers of the pod were made: pod-image selectors may be missing"
+        self._tell(logging.WARNING, what, count=self.counts.unsettled)
+
+    def _tell(self, level: int, what: str, **fields: object) -> None:
+        """Logs what may come again and again, but not again at once."""
         now = asyncio.get_running_loop().time()
-        if now - self._told_unsettled >= _TOLD_EVERY:
-            self._told_unsettled = now
-            what = "answered before all containers of the pod were made: pod-image selectors may be missing"
-            _log.warning(what, extra={"fields": {"count": self.counts.unsettled}})
+        if now - self._told.get(what, float("-inf")) >= _TOLD_EVERY:
+            self._told[what] = now
+            _log.log(level, what, extra={"fields": fields})
 
     # ---- changes ----
 
@@ -246,11 +271,11 @@ def _question(pid: int, ino: int | None, located: Located | None) -> dict[str, A
     return {"mode": "parity", "container_id": located.container_id, "pod_uid": located.pod_uid}
 
 
-def _answer(said: Mapping[str, Any]) -> tuple[str, ...]:
+def _answer(said: Result) -> tuple[str, ...]:
     """The selectors of the daemon's answer, or its error in SPIRE's words."""
-    state, reason, text = said["state"], said["reason"], said["reason_text"]
+    state, reason, text = said.state, said.reason, said.reason_text
     if state == "resolved":
-        return tuple(said["selectors"])
+        return said.selectors
     if state in ("host", "gone"):
         return ()
     if reason == "conflict":
@@ -271,8 +296,8 @@ async def _is_whole(selectors: tuple[str, ...], config: PluginConfig, daemon: Da
     with suppress(DaemonError):
         status = await daemon.request("status", {}, deadline + _GRACE)
         if status is not None:
-            has_labels, has_no_containers = status.get("namespace_labels"), status.get("disable_container_selectors")
-            return not (lacks_labels and not has_labels) and not (lacks_container and has_no_containers)
+            is_without_containers = lacks_container and status.disable_container_selectors
+            return not (lacks_labels and not status.namespace_labels) and not is_without_containers
     return False
 
 

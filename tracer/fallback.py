@@ -42,14 +42,14 @@ class PodLists:
         self._fetch = fetch
         self._keep = keep
         self._pool = ThreadPoolExecutor(1, "podtracer-pods")
-        self._started = float("-inf")
+        self.started = float("-inf")  # when the last GET began, of the monotonic clock
         self._table: PodTable | None = None
         self._flight: asyncio.Task[PodTable] | None = None
         self.fetches = 0
 
     async def get(self) -> PodTable:
         """A list that is new enough. Raises SourceError."""
-        if self._table is not None and time.monotonic() < self._started + self._keep:
+        if self._table is not None and time.monotonic() < self.started + self._keep:
             return self._table
         if self._flight is None:
             self._table = None
@@ -59,8 +59,8 @@ class PodLists:
         return await asyncio.shield(self._flight)
 
     async def _get(self) -> PodTable:
-        await asyncio.sleep(self._started + SPACING - time.monotonic())
-        self._started = time.monotonic()
+        await asyncio.sleep(self.started + SPACING - time.monotonic())
+        self.started = time.monotonic()
         self.fetches += 1
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._fetch)
 
@@ -103,8 +103,11 @@ class Fallback:
         except ParityError as error:
             raise AttestError(error.code, error.what) from error
 
-    async def attest(self, located: Located, resume: Callable[[], bool] = lambda: False) -> tuple[str, ...] | None:
-        """The selectors of this container, with their type; none for no container.
+    async def attest(
+        self, located: Located, attempts: int | None = None, resume: Callable[[], bool] = lambda: False
+    ) -> tuple[str, ...] | None:
+        """The selectors of this container, with their type; none for no container. ``attempts`` is how often the list
+        is looked at, as configured without.
 
         Between two attempts ``resume`` may say that somebody else is to be asked again: then ``None``. Raises
         AttestError: DeadlineExceeded when the list has not had the container after all attempts, Unavailable when the
@@ -113,7 +116,7 @@ class Fallback:
         if located.container_id is None:
             return ()
         failure = _NOT_LISTED
-        for attempt in range(self._config.max_poll_attempts):
+        for attempt in range(attempts or self._config.max_poll_attempts):
             if attempt:
                 await asyncio.sleep(self._config.poll_retry_interval)
                 if resume():
