@@ -2,8 +2,8 @@
 
 The host starts the plugin with a cookie in its environment, reads ``1|1|unix|PATH|grpc`` from its stdout, and connects
 there. Then it opens two streams, of the broker and of what the plugin prints, which stay open and empty; at the end it
-says Shutdown, and kills what is there two seconds later. The plugin ignores SIGINT, which a terminal sends to it as well
-as to the host, and ends when the host does.
+says Shutdown, and kills what is there two seconds later. The plugin ignores SIGINT, which a terminal sends to all of a
+group, and ends when the host does.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ async def serve(
     from grpc import aio
 
     ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     watch = _watch_parent(parent, ended)
     folder = _private_folder(environ)
     server = aio.server(options=_OPTIONS)
@@ -69,7 +70,6 @@ async def serve(
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         (say or _say)(_HANDSHAKE.format(path))
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         await ended.wait()
     finally:
         await server.stop(_GRACE)

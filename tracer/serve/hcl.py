@@ -4,7 +4,7 @@ The language is that of the Go module ``github.com/hashicorp/hcl`` version 1, wi
 its configuration; what begins with ``{`` is JSON. Values keep what decides how they may be decoded: whether a literal
 was a number or a string, and how a number was written.
 
-Nothing is evaluated: ``${…}`` stays as it is. All of it is linear in the size of its input, and raises ``HclError`` only.
+Nothing is evaluated: ``${…}`` stays as it is. All is linear in the size of its input, and raises ``HclError`` only.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 _QUEUED = 1000
-_LONGEST = 16 << 10  # characters of a value: the host reads lines of 64 KiB
+_LONGEST = 4 << 10  # characters of a value, of six bytes at most: the host reads lines of 64 KiB
 _LEVELS = {"DEBUG": "debug", "INFO": "info", "WARNING": "warn", "ERROR": "error", "CRITICAL": "error"}
 
 

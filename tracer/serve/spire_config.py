@@ -17,7 +17,6 @@ from typing import Any, Literal
 from tracer.errors import UsageError
 from tracer.serve.hcl import Block, HclError, Item, Scalar, Value, parse
 
-DEFAULT_SOCKET = "/run/podtracer/podtracer.sock"
 SECURE_PORT = 10250
 CA_PATH = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
@@ -35,8 +34,8 @@ class PluginConfig:
     """One configuration, defaults filled in. Times are seconds.
 
     One of the two ports is ``None``. ``node_name`` is what name, variable and environment come to. ``socket_path`` is
-    the daemon's; ``fallback`` is whether SPIRE's own way is gone while nobody answers there. ``pod_images_wait`` bounds
-    the wait for images of containers that are not made yet, 0 for none.
+    the daemon's, ``None`` where none was given; ``fallback`` is whether SPIRE's own way is gone while nobody answers
+    there. ``pod_images_wait`` bounds the wait for images of containers that are not made yet, 0 for none.
     """
 
     kubelet_read_only_port: int | None = None
@@ -54,7 +53,7 @@ class PluginConfig:
     disable_container_selectors: bool = False
     enable_namespace_labels: bool = False
     disable_kubelet_client: bool = False
-    socket_path: str = DEFAULT_SOCKET
+    socket_path: str | None = None
     fallback: bool = True
     mode: Literal["strict", "parity"] = "strict"
     pod_images_wait: float = POD_IMAGES_WAIT
@@ -178,11 +177,8 @@ def _go_int(text: str) -> int | None:
     if found is None or len(text) > 80:
         return None
     digits = found[2].lower()
-    if digits[:2] in ("0x", "0o", "0b"):
-        number = int(digits, 0)
-    else:
-        number = int(digits, 8 if digits[0] == "0" else 10)
-    number = -number if found[1] == "-" else number
+    base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2]) or (8 if digits[0] == "0" else 10)
+    number = int(found[1] + digits, base)
     return number if -(1 << 63) <= number < 1 << 63 else None
 
 
@@ -239,7 +235,7 @@ def _config(values: dict[str, Any], environ: Mapping[str, str]) -> PluginConfig:
         disable_container_selectors=get("disable_container_selectors", False),
         enable_namespace_labels=get("enable_namespace_labels", False),
         disable_kubelet_client=get("disable_kubelet_client", False),
-        socket_path=_socket_path(get("socket_path") or DEFAULT_SOCKET),
+        socket_path=_socket_path(get("socket_path")),
         fallback=get("fallback", True),
         mode="parity" if mode == "parity" else "strict",
         pod_images_wait=_images_wait(get("pod_images_wait")),
@@ -270,7 +266,9 @@ def _node_name(values: dict[str, Any], environ: Mapping[str, str]) -> str | None
     return name or None
 
 
-def _socket_path(path: str) -> str:
+def _socket_path(path: str | None) -> str | None:
+    if not path:
+        return None
     path = path.removeprefix("unix://")
     if not path.startswith("/") or len(os.fsencode(path)) > 107:
         raise _wrong("socket_path", f"{path[:120]!r} is no path of a socket: it is absolute, and 107 bytes at most")

@@ -128,7 +128,7 @@ class _Plugin:
     async def configure(self, request: Any, _context: Any) -> Any:
         config = read(request.hcl_configuration)
         self._attests.configure(config)
-        _log.info("configured", extra={"fields": {"mode": config.mode, "socket_path": config.socket_path}})
+        _log.info("configured", extra={"fields": {"mode": config.mode, "fallback": config.fallback}})
         return messages.config.ConfigureResponse()
 
     async def validate(self, request: Any, _context: Any) -> Any:
