@@ -15,8 +15,8 @@ from tests.waiting import SLOW
 RUNC_TOOLS = ("runc", "busybox")
 CONTAINER_TOOLS = (*RUNC_TOOLS, "containerd", "containerd-shim-runc-v2", "ctr")
 CLUSTER_TOOLS = (*CONTAINER_TOOLS, "go", "openssl", "ip")
-TOOLS = {"runc": RUNC_TOOLS, "container": CONTAINER_TOOLS, "cluster": CLUSTER_TOOLS}
-CLUSTER_TIMEOUT = 1800  # seconds; the first run builds Kubernetes
+TOOLS = {"runc": RUNC_TOOLS, "container": CONTAINER_TOOLS, "cluster": CLUSTER_TOOLS, "plugin": ("go",)}
+TIMEOUTS = {"cluster": 1800, "plugin": 600}  # seconds; the first run builds Kubernetes, or a plugin host
 MOUNTED = {"v1": "cgroup", "v2": "cgroup2"}
 
 
@@ -31,7 +31,7 @@ def require(condition: object, reason: str) -> None:
 
 def lacking(marker: str) -> Iterator[str]:
     """Why a test with this marker cannot run here; nothing when it can."""
-    if marker in ("root", "runc", "container", "cluster") and os.geteuid() != 0:
+    if marker in ("root", "runc", "container", "cluster", "plugin") and os.geteuid() != 0:
         yield "needs root"
     if marker == "root" and importlib.util.find_spec("bcc") is None:
         yield "needs bcc (python3-bpfcc)"
@@ -55,10 +55,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests on the cluster the time that building and starting it may take; all more of it where it is slow."""
+    """Give tests that build something first the time that this may take; all more of it where it is slow."""
     for item in items:
-        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(CLUSTER_TIMEOUT))
+        for name, seconds in TIMEOUTS.items():
+            if item.get_closest_marker(name) and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(seconds))
         if SLOW > 1:
             marker = item.get_closest_marker("timeout")
             usual = marker.args[0] if marker else float(config.getini("timeout"))

@@ -9,7 +9,8 @@
     ├── BusyError                   exit 75  another daemon has the socket
     ├── DaemonError                 exit 70  the daemon answered with an error; 77 where it refused
     ├── SourceError                 exit 75  a kubelet or runtime that did not answer; what was known stays
-    └── ParityError                 exit 1   SPIRE's rules end in an error for this process
+    ├── ParityError                 exit 1   SPIRE's rules end in an error for this process
+    └── AttestError                 exit 75  a process that cannot be attested, now or as configured
 
 Each carries what went wrong, with which object, and what to do next; the command line prints them as one
 ``error:`` and one ``hint:`` line.
@@ -112,3 +113,14 @@ class ParityError(TracerError):
         self.file = file
         self.line = line
         self.taken = taken
+
+
+class AttestError(TracerError):
+    """A process that is not attested: ``what`` is what SPIRE's agent is told, ``code`` the name of its gRPC status, in
+    Go's spelling (``DeadlineExceeded``)."""
+
+    exit_code = 75
+
+    def __init__(self, code: str, what: str) -> None:
+        super().__init__(what)
+        self.code = code

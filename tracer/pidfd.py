@@ -6,6 +6,7 @@ import os
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 
 @contextmanager
@@ -45,3 +46,10 @@ def number(fd: int) -> int | None:
     except OSError:
         pass
     return None
+
+
+@cache
+def tells_apart() -> bool:
+    """Whether the inode of a pidfd is that of its process alone (pidfs, 6.9): before, all pidfds share one."""
+    with pinned(os.getpid()) as own, pinned(os.getppid()) as other:
+        return own is not None and other is not None and inode(own) != inode(other)

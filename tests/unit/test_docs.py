@@ -16,6 +16,7 @@ from tracer.cli import configuration, main
 from tracer.cli.group import COMMANDS, cli
 from tracer.identity import cgroup_path
 from tracer.model import State
+from tracer.serve import spire_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -79,6 +80,11 @@ def test_every_reason_is_documented() -> None:
     assert {"sandbox", "conflict", "hierarchy"} <= reasons
     for reason in (*reasons, *get_args(cgroup_path.Why)):
         assert f"`{reason}`" in README, reason
+
+
+@pytest.mark.parametrize("key", spire_config.KEYS)
+def test_every_key_of_the_plugin_is_documented(key: str) -> None:
+    assert f"`{key}`" in README
 
 
 def test_nothing_is_documented_that_is_not_there() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.rpc import RpcServer, pb, raw_server, socket_folder
 from tracer.errors import SourceError, UsageError
-from tracer.sources.protobuf import STRING_MAP, Field, declare
+from tracer.protobuf import STRING_MAP, Field, declare
 from tracer.sources.rpc import CallError, Channel, Service, socket_path
 
 SERVICE = Service("test.Echo", "is this the right socket?", {"UNAVAILABLE": "does it run?"}, max_message=1 << 20)

@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from tracer.clock import boottime
-from tracer.sources.protobuf import STRING_MAP, Field, declare
+from tracer.protobuf import STRING_MAP, Field, declare
 from tracer.sources.rpc import CallError, Channel, Service, socket_path
 
 ENDPOINTS: Final = (

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from tracer.errors import InputError
 from tracer.identity.pods import CONFIG_HASH, container_id
 from tracer.model import Container, Owner, Pod
-from tracer.sources.protobuf import STRING_MAP, Field, declare
+from tracer.protobuf import STRING_MAP, Field, declare
 
 _Role = Literal["app", "init", "ephemeral"]
 

@@ -18,9 +18,9 @@ from tracer.clock import boottime
 from tracer.errors import InputError
 from tracer.identity.pods import PodList
 from tracer.model import Pod
+from tracer.protobuf import Field, declare
 from tracer.sources.kubelet import PodFetch
 from tracer.sources.pod_bytes import decode_pod
-from tracer.sources.protobuf import Field, declare
 from tracer.sources.rpc import CallError, Channel, Service, Stream, socket_path
 
 SOCKET: Final = "/var/lib/kubelet/pods-api/pods-api.sock"

@@ -32,7 +32,7 @@ STRING_MAP = "map<string, string>"
 
 # FieldDescriptorProto.Type of those that are used. An enum is an int32 on the wire.
 _MESSAGE = 11
-_SCALARS = {"string": 9, "bytes": 12, "int32": 5, "int64": 3, "uint32": 13}
+_SCALARS = {"string": 9, "bytes": 12, "int32": 5, "int64": 3, "uint32": 13, "bool": 8}
 _OPTIONAL, _REPEATED = 1, 3
 
 
