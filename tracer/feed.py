@@ -55,6 +55,8 @@ class Feed:
         self.records = [0] * (max(ProcessEventKind) + 1)
         self.cgroup_records = 0
         self.lost = 0
+        # When the last scan began and when it had repaired what was lost before that, in ns of boot time.
+        self.last_scan = (0, 0)
         # Called with the PID of a process that moved on another hierarchy, which SPIRE's rules read too; gives the
         # event to tell, if there is any.
         self.on_other_move: Callable[[int], Event | None] = lambda _pid: None
@@ -264,6 +266,7 @@ class Feed:
                 alive[pid] = slot.ino
         self._publish(self.index.reconcile(alive, started))
         self.programs.slots.sweep(alive)
+        self.last_scan = started, boottime()
 
     def _scan_procfs(self, seen: set[int]) -> Iterator[ProcessEvent]:
         for pid in procfs.pids(self._procfs):

@@ -284,6 +284,12 @@ class Tracer:
         return {**self._live.programs.counters(), "repairs": self._live.repairs}
 
     @property
+    def last_scan(self) -> tuple[int, int]:
+        """When the last scan of all processes began, and when all that was lost before was repaired by it, in
+        nanoseconds of boot time."""
+        return self._live.last_scan
+
+    @property
     def _live(self) -> Feed:
         if self._feed is None:
             raise RuntimeError("the tracer is not running: use it as a context manager, or call start()")

@@ -55,7 +55,7 @@ class Actor:
             else:
                 self._die(lane)
             rounds += 1
-            if rounds % 400 == 0 and not self._restart(self._random.choice(tuple(self._places))):
+            if rounds % 150 == 0 and not self._restart(self._random.choice(tuple(self._places))):
                 break
         for lane in range(LANES):
             self._die(lane)
