@@ -1,10 +1,10 @@
 """Every answer compared with the truth, while processes do what makes answers wrong.
 
-Actors (``actor``) make processes that take the PIDs of others, move, exec and end, in containers that die and come back,
-in nested cgroups that are called like other pods' containers, and beside all pods; a ring of one page loses most of what
-happens while nobody looks. The actors write down who each process is, so that a look-up during which that did not change
-has one right answer. The same questions at the same moments go to an index by the bare PID (``weak``): unless that one
-is wrong, the run has proved nothing.
+Actors (``actor``) make processes that take the PIDs of others, move, exec and end, in containers that die and come
+back, in nested cgroups that are called like other pods' containers, and beside all pods; a ring of one page loses most
+of what happens while nobody looks. The actors write down who each process is, so that a look-up during which that did
+not change has one right answer. The same questions at the same moments go to an index by the bare PID (``weak``):
+unless that one is wrong, the run has proved nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from tracer.bench.helper import Helper
+from tracer.bench.holder import Holder
 from tracer.bench.lanes import DEAD, LANES, Lanes, Truth
 from tracer.bench.oracle import Place, Score
 from tracer.bench.pods import Pod, make_pod, restart
@@ -35,7 +36,7 @@ from tracer.watching import Watch
 
 LEAST = 1000
 RESOLVED = 0.999
-_LONGEST = 3.0  # times the duration, until the least of everything must have happened
+_LONGEST = 2.5  # times the duration, until the least of everything must have happened
 _LOOKING, _SILENT = 0.25, 0.1  # seconds, in turn
 _ACTORS = 2
 _PODS = 5  # of each actor, every other with two containers
@@ -44,7 +45,8 @@ _STILL = 0.05  # seconds for a lane to stand still again
 _MODES = ("pid", "pid, verified", "pidfd")
 METHOD = (
     "Each look-up is compared with what the process was at that moment, which its maker wrote down.",
-    "right: the state, and namespace, pod, UID, container and container ID, and the process's inode, are the true ones.",
+    "right: the state, and namespace, pod, UID, container and container ID, and the process's inode, are the true "
+    "ones.",
     "due: on a living process in a container that the kubelet has listed for a second; late: due, and not resolved.",
     "The bare-PID index is asked the same at the same moments; unless it is wrong the run is invalid.",
 )
@@ -88,13 +90,10 @@ class World:
         like = f"kubepods/burstable/pod{victim.uid}/{victim.containers[0].id}"
         holder = self.places[mine[-1]]
         for name in ("container", like, "\udcff\x1b[31m; rm -rf ~", "n" * 255):
-            mine.append(self._add(Place(self._make(f"{holder.folder}/{name}"), *self._names(holder))))
+            mine.append(self._add(replace(holder, folder=self._make(f"{holder.folder}/{name}"), restartable=False)))
         mine.append(self._add(Place(self._site.other(f"imposter-{actor}/{like}"))))
         mine.append(self._add(Place(self._make(f"{self._site.root}/kubepods/burstable/pod{host.uid}"))))
         return mine
-
-    def _names(self, place: Place) -> tuple[str | None, ...]:
-        return place.namespace, place.pod, place.pod_uid, place.container, place.container_id
 
     def _make(self, folder: str) -> str:
         os.makedirs(folder, exist_ok=True)
@@ -111,6 +110,11 @@ class World:
         names = (pod.namespace, pod.name, pod.uid, container.name, container.id)
         return self._add(Place(folder, *names, restartable=restartable))
 
+    @property
+    def steady(self) -> Place:
+        """A container that never goes."""
+        return next(place for place in self.places.values() if place.pod_uid == self._pods[-1].uid)
+
     def publish(self) -> None:
         """The kubelet lists all pods as they are now."""
         self._site.publish(self._pods)
@@ -119,11 +123,9 @@ class World:
             place.listed = place.listed or now
 
     def restart(self, number: int) -> int:
-        """The container of a place comes back, by another ID, in a pod of the same name at times: its new place; the
-        old one where it may not."""
+        """The container of a place comes back, by another ID, in another pod of the same name at times: its new
+        place."""
         place = self.places[number]
-        if not place.restartable:
-            return number
         at, pod = next((at, pod) for at, pod in enumerate(self._pods) if pod.uid == place.pod_uid)
         if len(pod.containers) == 1 and random.random() < 0.3:  # noqa: S311
             self._pods[at] = pod = make_pod(int(pod.service_account.partition("-")[2]), 1)
@@ -153,7 +155,7 @@ class Examination:
         lane = random.randrange(LANES)  # noqa: S311
         lanes = self._actors[which][1]
         truth = lanes.read(lane)
-        if truth.count % 2 or not truth.pid or lanes.count(lane) != truth.count:
+        if truth.turn % 2 or not truth.pid or lanes.turn(lane) != truth.turn:
             return  # it changes just now
         mode = _MODES[turn % len(_MODES)]
         if mode == "pidfd":
@@ -171,7 +173,7 @@ class Examination:
             fd = os.pidfd_open(truth.pid)
         except ProcessLookupError:
             return
-        if lanes.count(lane) != truth.count:
+        if lanes.turn(lane) != truth.turn:
             os.close(fd)
             return
         self._judge(self.scores["pidfd"], lanes, lane, truth, lambda: self._asked.lookup_pidfd(fd))
@@ -183,24 +185,24 @@ class Examination:
         """The process of a pidfd that was kept may have ended, and its number be another's."""
         lanes = self._actors[held.actor][1]
         now = lanes.read(held.lane)
-        if now.count % 2 == 0 and lanes.count(held.lane) == now.count and now.inode != held.truth.inode:
+        if now.turn % 2 == 0 and lanes.turn(held.lane) == now.turn and now.inode != held.truth.inode:
             self.ended.ended(self._asked.lookup_pidfd(held.fd), self._world.places.get(held.truth.place))
         os.close(held.fd)
 
     def _judge(self, score: Score, lanes: Lanes, lane: int, truth: Truth, ask: Callable[[], Identity]) -> None:
-        if lanes.count(lane) != truth.count:
+        if lanes.turn(lane) != truth.turn:
             return
         at = time.monotonic_ns()
         identity = ask()
         places = self._world.places
-        if lanes.count(lane) == truth.count:
+        if lanes.turn(lane) == truth.turn:
             if truth.place == DEAD:
                 score.ended(identity)
             else:
                 score.settled(identity, truth, places[truth.place], at, inodes=self._inodes)
             return
         now = self._still(lanes, lane)
-        if now is not None and now.count == truth.count + 2 and truth.place != DEAD:
+        if now is not None and now.turn == truth.turn + 2 and truth.place != DEAD:
             score.moved(identity, places[truth.place], places.get(now.place))
 
     def _still(self, lanes: Lanes, lane: int) -> Truth | None:
@@ -208,7 +210,7 @@ class Examination:
         end = time.monotonic() + _STILL
         while time.monotonic() < end:
             now = lanes.read(lane)
-            if now.count % 2 == 0 and lanes.count(lane) == now.count:
+            if now.turn % 2 == 0 and lanes.turn(lane) == now.turn:
                 return now
             time.sleep(0.0001)
         return None
@@ -249,11 +251,17 @@ def run(
     warn: Callable[[str], None],
     examined: Callable[[Tracer], Asked] = lambda tracer: tracer,
 ) -> None:
-    """Fills the report. ``least`` reuses, moves and lost records must have happened; ``examined`` may put something else
-    in the tracer's place, to see whether it would be found wrong."""
+    """Fills the report. ``least`` reuses, moves and lost records must have happened; ``examined`` may put something
+    else in the tracer's place, to see whether it would be found wrong."""
     seed = random.randrange(1 << 32) if seed is None else seed  # noqa: S311
     random.seed(seed)
-    report.settings = {"duration_s": duration, "least": least, "seed": seed, "actors": _ACTORS, "processes": _ACTORS * LANES}
+    report.settings = {
+        "duration_s": duration,
+        "least": least,
+        "seed": seed,
+        "actors": _ACTORS,
+        "processes": _ACTORS * LANES,
+    }
     report.method = METHOD
     with ExitStack() as stack:
         site = stack.enter_context(Site(settings, warn=warn))
@@ -261,6 +269,8 @@ def run(
         lanes = [Lanes.make() for _ in range(_ACTORS)]
         mine = [world.make(actor) for actor in range(_ACTORS)]
         world.publish()
+        # So that the tracer finds at once which hierarchy holds the containers.
+        stack.enter_context(Holder()).hold([(world.steady.folder, 1)])
         progress("starting the tracer with a ring of one page")
         tracer = stack.enter_context(small_ring(site.settings, warn))
         tracer.wait_synced(10)
@@ -273,7 +283,8 @@ def run(
                 Helper("tracer.bench.actor", str(lane.fd), str(seed + number), pass_fds=[lane.fd])
             )
             told = [[place, world.places[place].folder] for place in places]
-            helper.send({"places": told, "home": home, "v2": tracer.hierarchy == "v2"})
+            again = [place for place in places if world.places[place].restartable]
+            helper.send({"places": told, "restartable": again, "home": home, "v2": tracer.hierarchy == "v2"})
             actors.append((helper, lane))
         asked = examined(tracer)
         examination = Examination(asked, ByPid(watch), world, actors, inodes=tracer.features.pidfs)
@@ -336,6 +347,16 @@ def _conclude(report: Report, examination: Examination, tracer: Tracer, lanes: l
             overtaken=score.overtaken,
         )
     done = _happened(tracer, lanes)
+    report.bars = {
+        "look-ups": sum(score.lookups for score in scores.values()),
+        "podtracer: wrong": sum(score.wrong for score in scores.values()),
+        "podtracer: late": sum(score.late for score in scores.values()),
+        "by the bare PID: wrong": examination.weak.wrong,
+        "PIDs reused": done["reuses"],
+        "moves": done["moves"],
+        "records lost": done["lost"],
+        "containers restarted": done["restarts"],
+    }
     for name, count in done.items():
         report.add("what happened", {"what": name}, count=count)
     for name, count in tracer.counters().items():

@@ -1,9 +1,9 @@
 """An actor: makes processes whose every identity it knows, and writes it down (``lanes``) as it happens.
 
-``python -m tracer.bench.actor PARENT FD SEED``. First line: ``{"places": [[number, folder], …], "home": folder, "v2":
-bool}``. Then it plays until the end of its input: its processes take the PIDs of those before them in other containers,
-are moved, exec, and end; from time to time a container dies, and a new one is asked for with ``{"restart": number}`` and
-is where the answering line ``[number, folder]`` says.
+``python -m tracer.bench.actor PARENT FD SEED``. First line: ``{"places": [[number, folder], …], "restartable":
+[number, …], "home": folder, "v2": bool}``. Then it plays until the end of its input: its processes take the PIDs of
+those before them in other containers, are moved, exec, and end; from time to time a container dies, and a new one is
+asked for with ``{"restart": number}`` and is where the answering line ``[number, folder]`` says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import select
 import signal
 import sys
+import time
 from contextlib import suppress
 
 from tracer.bench.children import clone, end_with, inode
@@ -26,9 +27,12 @@ _PROGRAM = "/bin/sleep"
 class Actor:
     """One actor's processes and places. ``home`` is where it stands itself, in no container."""
 
-    def __init__(self, lanes: Lanes, places: dict[int, str], home: str, *, into: bool, seed: int) -> None:
+    def __init__(
+        self, lanes: Lanes, places: dict[int, str], restartable: list[int], home: str, *, into: bool, seed: int
+    ) -> None:
         self._lanes = lanes
         self._places = places
+        self._restartable = restartable
         self._into = into
         self._random = random.Random(seed)  # noqa: S311, a play and no secret
         self._pids = [0] * LANES
@@ -55,7 +59,7 @@ class Actor:
             else:
                 self._die(lane)
             rounds += 1
-            if rounds % 150 == 0 and not self._restart(self._random.choice(tuple(self._places))):
+            if rounds % 150 == 0 and not self._restart():
                 break
         for lane in range(LANES):
             self._die(lane)
@@ -136,21 +140,26 @@ class Actor:
 
     # ---- containers ----
 
-    def _restart(self, place: int) -> bool:
-        """Everybody in a place dies, and its container comes back by another ID; False when all is over."""
+    def _restart(self) -> bool:
+        """A container dies with everybody in it, and comes back by another ID; False when all is over."""
+        place = self._random.choice(self._restartable)
         for lane in range(LANES):
             if self._at[lane] == place:
                 self._die(lane)
+        folder = self._places.pop(place)
+        # First, as a runtime does it: the new one is made once nothing is left of the old one.
+        while os.path.exists(folder):
+            with suppress(OSError):
+                os.rmdir(folder)
+            time.sleep(0.001)
         print(json.dumps({"restart": place}), flush=True)
         line = self._stdin.readline()
         if not line:
             return False
         number, folder = json.loads(line)
-        if number != place:
-            with suppress(OSError):  # of several names in a container only the innermost can go; the site clears
-                os.rmdir(self._places.pop(place))
-            self._places[number] = folder
-            self._lanes.add(_RESTARTS)
+        self._places[number] = folder
+        self._restartable[self._restartable.index(place)] = number
+        self._lanes.add(_RESTARTS)
         return True
 
 
@@ -171,7 +180,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     told = json.loads(sys.stdin.buffer.readline())
     places = {int(number): folder for number, folder in told["places"]}
-    Actor(Lanes(fd), places, told["home"], into=told["v2"], seed=seed).play()
+    Actor(Lanes(fd), places, told["restartable"], told["home"], into=told["v2"], seed=seed).play()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What an actor's processes truly are, in memory that the one who checks reads while it changes.
 
-A lane is one number of a process. Its words: a count that is odd while something changes and even while all stays as it
-is; the PID; the inode of its pidfd; and its place, the number under which both sides know where it is. Whoever reads the
-same even count before and after a look-up knows that the whole look-up was about this process in this place.
+A lane is one number of a process. Its words: a turn that is odd while something changes and even while all stays as it
+is; the PID; the inode of its pidfd; and its place, the number under which both sides know where it is. Whoever reads
+the same even turn before and after a look-up knows that the whole look-up was about this process in this place.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _SIZE = mmap.PAGESIZE
 
 
 class Truth(NamedTuple):
-    """A lane as it was read: ``count`` is even when it stood still."""
+    """A lane as it was read: ``turn`` is even when it stood still."""
 
-    count: int
+    turn: int
     pid: int
     inode: int
     place: int
@@ -42,13 +42,13 @@ class Lanes:
         return cls(fd)
 
     def read(self, lane: int) -> Truth:
-        """The lane now; what it says belongs together when ``count`` is even and the next reading has it too."""
+        """The lane now; what it says belongs together when ``turn`` is even and the next reading has it too."""
         words, at = self._words, lane * _WORDS
-        count = words[at]
-        return Truth(count, words[at + 1], words[at + 2], words[at + 3])
+        turn = words[at]
+        return Truth(turn, words[at + 1], words[at + 2], words[at + 3])
 
-    def count(self, lane: int) -> int:
-        """The count alone."""
+    def turn(self, lane: int) -> int:
+        """The turn alone."""
         return self._words[lane * _WORDS]
 
     def begin(self, lane: int) -> None:

@@ -25,10 +25,11 @@ ROUNDS = 20
 OURS, CACHED = 1000, 50  # look-ups a round; and one with a fetch
 _EACH = 300_000  # bytes of memory that a held process takes, about
 METHOD = (
-    "The ways take turns, round by round, each asking for processes chosen by chance; a round warms up and is not counted.",
+    "The ways take turns, round by round, each asking for processes chosen by chance; a round warms up and is not "
+    "counted.",
     "podtracer: Tracer.lookup, each timed alone; reading the clock is part of it.",
-    "SPIRE's way: read /proc/PID/cgroup, take the pod list (cached: fetched within 500 ms; fetch: GET of the whole list "
-    "over HTTP on loopback and a parse), walk all pods; in Python with our own parser (msgspec).",
+    "SPIRE's way: read /proc/PID/cgroup, take the pod list (cached: fetched within 500 ms; fetch: GET of the whole "
+    "list over HTTP on loopback and a parse), walk all pods; in Python with our own parser (msgspec).",
     "Every answer is checked: both ways name the same selectors.",
 )
 
@@ -81,9 +82,10 @@ def run(
             made = make_pods(count)
             site.publish(made)
             folders = [site.folder(pod, pod.containers[0]) for pod in made]
+            holder = stack.enter_context(Holder())
+            holder.spread(folders, 1)  # so that a tracer finds at once which hierarchy holds the containers
             tracer = stack.enter_context(Tracer(site.settings, warn=warn, note=lambda _: None))
             tracer.wait_synced(30)
-            holder = stack.enter_context(Holder())
             spire = stack.enter_context(SpireWay(KubeletEndpoint.read_only(site.port), settings.procfs))
             for size in (each for each in wanted if each.pods == count):
                 progress(f"{size.pods} pods of {size.kilobytes} kB, {size.processes:,} processes")

@@ -20,7 +20,9 @@ def make_pods(count: int, containers: int = 1) -> list[Pod]:
 def make_pod(number: int, containers: int = 1) -> Pod:
     """The pod of this number; its UID is new each time."""
     app, template = f"app-{number}", f"{number:08x}f9"
-    made = tuple(Container(f"main-{n}" if n else "main", f"registry.example/{app}:{n + 1}.4.2") for n in range(containers))
+    made = tuple(
+        Container(f"main-{n}" if n else "main", f"registry.example/{app}:{n + 1}.4.2") for n in range(containers)
+    )
     for container in made:
         restart(container)
     labels = {"app": app, "tier": "backend", "pod-template-hash": template}
@@ -45,7 +47,9 @@ def _padded(item: dict[str, Any], size: int) -> dict[str, Any]:
     """The item with environment, mounts, conditions and managed fields, as many as it takes."""
     left = size - len(json.dumps(item))
     main = item["spec"]["containers"][0]
-    environment, mounts, fields = [], [], {}
+    environment: list[Any] = []
+    mounts: list[Any] = []
+    fields: dict[str, Any] = {}
     number = 0
     while left > 0:
         more: list[tuple[Any, Any]] = [

@@ -14,7 +14,8 @@ Label = str | int | float
 
 @dataclass(slots=True)
 class Row:
-    """One measurement: ``labels`` say of what. Either a ``summary`` of samples, or ``figures`` counted or taken once."""
+    """One measurement: ``labels`` say of what. Either a ``summary`` of samples, or ``figures`` counted or taken
+    once."""
 
     labels: Mapping[str, Label]
     summary: Summary | None = None
@@ -38,7 +39,8 @@ class Report:
     """The result of one benchmark.
 
     ``settings`` say what was run, ``method`` how, in sentences. ``failures`` are the reasons why the run has not shown
-    what it is to show; ``series`` are the samples by name, for a plot, in ``plot_unit``.
+    what it is to show; ``series`` are the samples by name, for a plot, in ``plot_unit``;
+    ``bars`` are plotted where there are none.
     """
 
     benchmark: str
@@ -48,7 +50,9 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     series: dict[str, list[float]] = field(default_factory=dict)
+    bars: dict[str, int] = field(default_factory=dict)
     plot_unit: str = "µs"
+    plot_label: str = "time of a look-up"
     interrupted: bool = False
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0

@@ -1,9 +1,9 @@
 """How SPIRE's agent finds out which pod a process is in: the way that is compared with.
 
-As its ``k8s`` workload attestor does it (``pkg/agent/plugin/workloadattestor/k8s``): the process's cgroup file gives the
-container's ID; a pod list up to 500 ms old is taken, else the kubelet is asked for the whole list, which is parsed; then
-all pods are walked for the container. In Python, with our own HTTP client and the parser that we use ourselves, so that
-the comparison is of ways and not of languages.
+As its ``k8s`` workload attestor does it (``pkg/agent/plugin/workloadattestor/k8s``): the process's cgroup file gives
+the container's ID; a pod list up to 500 ms old is taken, else the kubelet is asked for the whole list, which is parsed;
+then all pods are walked for the container. In Python, with our own HTTP client and the parser that we use ourselves, so
+that the comparison is of ways and not of languages.
 """
 
 from __future__ import annotations

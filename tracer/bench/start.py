@@ -16,8 +16,8 @@ from tracer.settings import Settings
 PROCESSES = (100, 1000, 10_000)
 PODS, KILOBYTES, RUNS = 250, 10, 5
 METHOD = (
-    "ready: from before the process is made until programs are attached, all processes scanned and the first pod list is "
-    "taken in; Python's own start is part of it.",
+    "ready: from before the process is made until programs are attached, all processes scanned and the first pod "
+    "list is taken in; Python's own start is part of it.",
     "resident: VmRSS of the process then.",
 )
 
@@ -34,6 +34,7 @@ def run(
     """Fills the report."""
     report.settings = {"processes": list(processes), "pods": PODS, "kilobytes": KILOBYTES, "runs": runs}
     report.method = METHOD
+    report.plot_unit, report.plot_label = "ms", "time until ready"
     with ExitStack() as stack:
         site = stack.enter_context(Site(settings, warn=warn))
         pods = make_pods(PODS)

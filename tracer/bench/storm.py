@@ -1,7 +1,7 @@
 """Fork and exec as fast as the machine can, and what that costs with a tracer and without.
 
-The two are interleaved, round by round, and nothing is asked meanwhile; look-ups, the kernel's own clock and losses each
-have a storm of their own, since they would change what the others measure.
+The two are interleaved, round by round, and nothing is asked meanwhile; look-ups, the kernel's own clock and losses
+each have a storm of their own, since they would change what the others measure.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _CALM = 0.5  # seconds behind a storm in which the last losses are repaired
 _SHARES = {"pair": 0.6, "stats": 0.1, "closed": 0.1, "paced": 0.1, "losses": 0.1}
 METHOD = (
     "Each processor has one process that spawns and waits for /bin/true, 20 times from each cgroup before it moves on.",
-    "With and without podtracer in turn, which of them first changing from pair to pair; the first storm warms up and is "
-    "not counted.",
+    "With and without podtracer in turn, which of them first changing from pair to pair; the first storm warms up "
+    "and is not counted.",
     "With: a tracer in a process of its own, which has 110 pods; nothing else is asked of it.",
     "Time in the kernel is the kernel's own count (bpf_stats) in a storm of its own; look-ups and losses likewise.",
     "repair: from before a record was lost to the end of the first scan that began after it.",
@@ -133,7 +133,11 @@ class _Storm:
         execs = blown.execs * blown.seconds
         share = 100 * spent / (blown.seconds * 1e9 * (os.cpu_count() or 1))
         self._report.add(
-            "in the kernel", {"program": "all"}, ns_each=round(spent / execs), runs=round(execs), percent_of_cpu=round(share, 3)
+            "in the kernel",
+            {"program": "all"},
+            ns_each=round(spent / execs),
+            runs=round(execs),
+            percent_of_cpu=round(share, 3),
         )
 
     def look(self) -> None:
@@ -148,8 +152,8 @@ class _Storm:
                     host.start_looking(self._pids, seconds if weather == "storm" else min(seconds, 1.0), gap)
                     samples = host.looked()
                     labels = {"asked": "in process", "pace": name, "weather": weather}
-                    more = {"execs_per_s": round(self._stormers.result().execs)} if weather == "storm" else {}
-                    self._report.add("look-up", labels, samples, series=f"{name}, {weather}", **more)
+                    rate = round(self._stormers.result().execs) if weather == "storm" else 0
+                    self._report.add("look-up", labels, samples, series=f"{name}, {weather}", execs_per_s=rate)
 
     def lose(self) -> None:
         """Losses by a ring of one page, and how long until all of them were repaired."""
@@ -165,6 +169,3 @@ class _Storm:
         self._report.add(
             "repair", {"what": "ring of one page"}, found["took"], "ms", lost_records=lost, unrepaired=found["open"]
         )
-
-
-

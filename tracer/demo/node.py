@@ -236,7 +236,8 @@ def _all_mounts(cgroupfs: str, procfs: str) -> Iterator[tuple[str, str, tuple[st
 
 
 def sweep(cgroupfs: str, procfs: str) -> None:
-    """Removes the cgroups of demos and benches that are no more. One with a process in it is left alone, whoever's it is."""
+    """Removes the cgroups of demos and benches that are no more. One with a process in it is left alone, whoever's it
+    is."""
     for point, _, _ in _all_mounts(cgroupfs, procfs):
         with suppress(OSError):
             for name in os.listdir(point):
