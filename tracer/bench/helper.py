@@ -24,6 +24,11 @@ _PATH = os.pathsep.join(
 _PATIENCE = 10.0  # seconds for a helper to end by itself
 
 
+def environment() -> dict[str, str]:
+    """In which a Python finds the modules that this one finds."""
+    return {**os.environ, "PYTHONPATH": _PATH}
+
+
 class Helper:
     """``python -m MODULE``: reads JSON lines, writes JSON lines; ends at the end of its input.
 
@@ -42,7 +47,7 @@ class Helper:
             stderr=self._noise,
             pass_fds=pass_fds,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": _PATH},
+            env=environment(),
         )
         assert self._child.stdin is not None
         assert self._child.stdout is not None

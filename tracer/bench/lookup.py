@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tracer.bench import asking
+from tracer.bench.asking import ask
+from tracer.bench.daemon import Daemon
 from tracer.bench.holder import Holder
 from tracer.bench.pods import make_pods
 from tracer.bench.report import Report
@@ -23,6 +26,7 @@ PODS, SIZES, PROCESSES = (3, 110, 250), (2, 8, 10), (100, 1000, 10_000)
 USUAL_PODS, USUAL_SIZE, USUAL_PROCESSES = 110, 8, 1000
 ROUNDS = 20
 OURS, CACHED = 1000, 50  # look-ups a round; and one with a fetch
+SOCKET = 0.4  # seconds for each round of asking over the socket
 _EACH = 300_000  # bytes of memory that a held process takes, about
 METHOD = (
     "The ways take turns, round by round, each asking for processes chosen by chance; a round warms up and is not "
@@ -31,6 +35,7 @@ METHOD = (
     "SPIRE's way: read /proc/PID/cgroup, take the pod list (cached: fetched within 500 ms; fetch: GET of the whole "
     "list over HTTP on loopback and a parse), walk all pods; in Python with our own parser (msgspec).",
     "Every answer is checked: both ways name the same selectors.",
+    *asking.METHOD,
 )
 
 
@@ -93,6 +98,10 @@ def run(
                 site.publish(made, size.kilobytes * 1000)
                 usual = size == Size(_middle(pods), _middle(kilobytes), _middle(processes))
                 measure(report, tracer, spire, holder.pids, size.labels(), rounds, plotted=usual)
+                if usual:
+                    progress("over the socket")
+                    with Daemon(site.settings) as daemon:
+                        ask(report, daemon, holder.pids, rounds * SOCKET, plotted=True)
 
 
 def run_here(
