@@ -7,8 +7,10 @@ listens. One client at a time.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -64,6 +66,8 @@ def main() -> None:
     end_with(int(sys.argv[1]))
     answer = b"x" * (json.loads(sys.stdin.buffer.readline()) - 1) + b"\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        with suppress(FileNotFoundError):
+            os.unlink(sys.argv[2])  # of the echo server before
         listener.bind(sys.argv[2])
         listener.listen()
         print("true", flush=True)

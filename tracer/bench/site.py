@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Self
 
 from tracer.bench.kubelet import Kubelet
 from tracer.bench.pods import Container, Pod, pod_list
-from tracer.demo.node import make_root, sweep
+from tracer.demo.node import all_mounts, make_root, sweep
 from tracer.demo.stage import remove_tree
 from tracer.kernel import machine
 from tracer.settings import Settings
@@ -108,6 +108,36 @@ class Site:
                 return
             time.sleep(0.02)
             empty(self.root)
+
+
+@contextmanager
+def memory_cgroup(settings: Settings, name: str) -> Iterator[str | None]:
+    """The folder of a new cgroup that counts memory; ``None`` where this machine has none to be made."""
+    top = None
+    for point, _, options in all_mounts(settings.cgroupfs, settings.procfs):
+        counts = "memory" in options
+        if "v2" in options:
+            with suppress(OSError):
+                counts = "memory" in Path(point, "cgroup.subtree_control").read_text().split()
+        if counts:
+            top = f"{point}/{name}"
+            break
+    folder = None
+    with suppress(OSError):
+        if top is not None:
+            os.makedirs(f"{top}/memory", exist_ok=True)
+            if os.path.exists(f"{top}/cgroup.subtree_control"):
+                Path(top, "cgroup.subtree_control").write_text("+memory")
+            folder = f"{top}/memory"
+    try:
+        yield folder
+    finally:
+        end = time.monotonic() + _PATIENCE
+        while top is not None and not remove_tree(f"{top}/memory") and time.monotonic() < end:
+            time.sleep(0.02)
+        if top is not None:
+            with suppress(OSError):
+                os.rmdir(top)  # unless it is the site's own, which removes it
 
 
 def empty(folder: str) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from tracer.bench import asking
+from tracer.bench.daemon import Daemon
 from tracer.bench.holder import Holder
 from tracer.bench.host import Host
 from tracer.bench.pods import make_pods
@@ -24,13 +26,14 @@ PODS, CGROUPS, PROCESSES = 110, 64, 200
 GAP = 0.005
 _TINY = 1  # page
 _CALM = 0.5  # seconds behind a storm in which the last losses are repaired
-_SHARES = {"pair": 0.6, "stats": 0.1, "closed": 0.1, "paced": 0.1, "losses": 0.1}
+_SHARES = {"pair": 0.5, "stats": 0.1, "closed": 0.1, "paced": 0.1, "socket": 0.1, "losses": 0.1}
 METHOD = (
     "Each processor has one process that spawns and waits for /bin/true, 20 times from each cgroup before it moves on.",
     "With and without podtracer in turn, which of them first changing from pair to pair; the first storm warms up "
     "and is not counted.",
-    "With: a tracer in a process of its own, which has 110 pods; nothing else is asked of it.",
+    "With: podtracer daemon, which has 110 pods; nothing is asked of it.",
     "Time in the kernel is the kernel's own count (bpf_stats) in a storm of its own; look-ups and losses likewise.",
+    *asking.METHOD,
     "repair: from before a record was lost to the end of the first scan that began after it.",
 )
 
@@ -63,6 +66,7 @@ def run(
         storm.compare()
         storm.count()
         storm.look()
+        storm.ask()
         storm.lose()
 
 
@@ -95,11 +99,11 @@ class _Storm:
                     if name == "without":
                         rates[name].append(self._stormers.blow(seconds).execs)
                         continue
-                    with Host(self._site.settings) as host:
-                        before = host.helper.cpu()
+                    with Daemon(self._site.settings) as daemon:
+                        before = daemon.cpu()
                         blown = self._stormers.blow(seconds)
-                        cores.append((host.helper.cpu() - before) / blown.seconds)
-                        lost += host.ask("counters")["lost_process"]
+                        cores.append((daemon.cpu() - before) / blown.seconds)
+                        lost += daemon.client.status()["counters"]["lost_process"]
                     rates[name].append(blown.execs)
                     events.append(blown.events)
         finally:
@@ -112,7 +116,7 @@ class _Storm:
         shares = [100 * a / b for a, b in zip(rates["with"], rates["without"], strict=False)]
         add("rate with podtracer, of that without", {"what": "each pair"}, shares, "%")
         add("events", {"what": "events, with podtracer"}, events, "/s")
-        add("consumer", {"what": "processor of the tracer's process"}, [100 * share for share in cores], "% of a core")
+        add("consumer", {"what": "processor of the daemon"}, [100 * share for share in cores], "% of a core")
         add("records", {"what": "lost, ring of the usual size"}, count=lost)
 
     def count(self) -> None:
@@ -154,6 +158,16 @@ class _Storm:
                     labels = {"asked": "in process", "pace": name, "weather": weather}
                     rate = round(self._stormers.result().execs) if weather == "storm" else 0
                     self._report.add("look-up", labels, samples, series=f"{name}, {weather}", execs_per_s=rate)
+
+    def ask(self) -> None:
+        """Look-ups over the daemon's socket, in a storm and in none, in turn with an echo server."""
+        seconds = self._duration * _SHARES["socket"]
+        self._progress("look-ups meanwhile, over the socket")
+        with Daemon(self._site.settings) as daemon:
+            asking.ask(self._report, daemon, self._pids, seconds, {"weather": "quiet"})
+            self._stormers.start(seconds)
+            asking.ask(self._report, daemon, self._pids, seconds, {"weather": "storm"})
+            self._stormers.result()
 
     def lose(self) -> None:
         """Losses by a ring of one page, and how long until all of them were repaired."""

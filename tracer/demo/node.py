@@ -224,13 +224,14 @@ def _mounts(cgroupfs: str, procfs: str) -> list[str]:
 
     found = [
         (rank(options), point)
-        for point, _, options in _all_mounts(cgroupfs, procfs)
+        for point, _, options in all_mounts(cgroupfs, procfs)
         if not any(option.startswith("name=") for option in options)
     ]
     return [point for _, point in sorted(found)]
 
 
-def _all_mounts(cgroupfs: str, procfs: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def all_mounts(cgroupfs: str, procfs: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(mount point, root, options) of each cgroup hierarchy; options of v2 are ``v2``."""
     text = Path(procfs, "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     return parse_mountinfo(text, cgroupfs)
 
@@ -238,7 +239,7 @@ def _all_mounts(cgroupfs: str, procfs: str) -> Iterator[tuple[str, str, tuple[st
 def sweep(cgroupfs: str, procfs: str) -> None:
     """Removes the cgroups of demos and benches that are no more. One with a process in it is left alone, whoever's it
     is."""
-    for point, _, _ in _all_mounts(cgroupfs, procfs):
+    for point, _, _ in all_mounts(cgroupfs, procfs):
         with suppress(OSError):
             for name in os.listdir(point):
                 owner = _NAME.fullmatch(name)
