@@ -175,6 +175,25 @@ def start(app: App, format_: str, plot: str | None, **given: Any) -> int:
     return _run(app, "start", format_, plot, lambda report, **more: bench.run(report, settings, **given, **more))
 
 
+@command.command("attest", cls=options.Command)
+@click.option("--workload-api", type=Text(), metavar="SOCKET",
+              help="Socket of a SPIFFE Workload API: unix:///PATH. [SPIFFE_ENDPOINT_SOCKET]")  # fmt: skip
+@click.option("--calls", type=Whole(1, 10**6), default=40, metavar="N", help="Calls of each kind. [40]")
+@click.option("--gap", type=Duration(), default=0.6, metavar="D", help="Between two calls. [600ms]")
+@click.option("--new-connection", is_flag=True, help="Connect anew for each call.")
+@click.option("--audience", type=Text(), default="podtracer-bench", help="Of the JWT-SVIDs. [podtracer-bench]")
+@_shared
+def attest(app: App, format_: str, plot: str | None, workload_api: str | None, **given: Any) -> int:
+    """Time calls to a SPIRE agent, or any SPIFFE Workload API, as a workload makes them.
+
+    FetchJWTSVID and FetchX509SVID; run it as, or in, a workload that has a registration entry. Needs no root.
+    """
+    from tracer.bench import attest as bench
+
+    path = bench.endpoint(workload_api, app.environ)
+    return _run(app, "attest", format_, plot, lambda report, **more: bench.run(report, path, **given, **more))
+
+
 def _check(duration: float, least: float) -> None:
     if duration < least:
         raise UsageError(f"{duration:g}s is too short to measure anything", "duration", f"say {least:g}s or more")
