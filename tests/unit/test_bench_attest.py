@@ -86,7 +86,8 @@ def test_calls_of_both_kinds_are_timed(api: WorkloadApi, capsys: pytest.CaptureF
 
 
 def test_a_refusal_is_told_and_is_no_success(api: WorkloadApi, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process without an entry is told how often it was refused, no time is shown for that, and the exit code is 1."""
+    """A process without an entry is told how often it was refused, no time is shown for that, and the exit code is
+    1."""
     api.status = grpc.StatusCode.PERMISSION_DENIED
     assert _attest(api) == 1
     out = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -173,6 +174,42 @@ def start(app: App, format_: str, plot: str | None, **given: Any) -> int:
 
     settings = configuration.settings(app.values)
     return _run(app, "start", format_, plot, lambda report, **more: bench.run(report, settings, **given, **more))
+
+
+@command.command("ready", cls=options.Command)
+@click.option("--kubectl", type=Text(), default="kubectl", metavar="CMD", help="How kubectl is called. [kubectl]")
+@click.option("--kubeconfig", type=Text(), metavar="F", help="The cluster, unless it is kubectl's own choice.")
+@click.option(
+    "--image", type=Text(), default="busybox", metavar="IMAGE", help="Of the pods; has sh and sleep. [busybox]"
+)
+@click.option("--pods", type=_Numbers(1, 1000), default=(3, 100), metavar="N,…",
+              help="Pods on the node meanwhile. [3,100]")  # fmt: skip
+@click.option("--starts", type=Whole(1, 10_000), default=20, metavar="N", help="Starts with each. [20]")
+@click.option("--hooked", type=Whole(0, 10_000), default=5, metavar="N",
+              help="Starts with each behind a postStart hook of 3 s. [5]")  # fmt: skip
+@options.pod_data_options
+@_shared
+def ready(app: App, format_: str, plot: str | None, kubectl: str, kubeconfig: str | None, **given: Any) -> int:
+    """Whether an identity is complete when a container asks as its first act, and else how much later.
+
+    On a node of a real cluster, whose pods and kubelet it asks for with the options of watch; makes pods in a namespace
+    of its own, which share the node's PID namespace and mount a folder of the node.
+    """
+    from tracer.bench import ready as bench
+    from tracer.bench.kubectl import Kubectl
+    from tracer.sources.finding import choose
+
+    settings = configuration.settings(app.values)
+    cluster = Kubectl(shlex.split(kubectl) or ["kubectl"], kubeconfig)
+    cluster.check()
+    endpoint = choose(settings).endpoint
+    return _run(
+        app,
+        "ready",
+        format_,
+        plot,
+        lambda report, **more: bench.run(report, settings, endpoint, cluster, **given, **more),
+    )
 
 
 @command.command("attest", cls=options.Command)
