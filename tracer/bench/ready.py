@@ -29,7 +29,8 @@ PODS, STARTS, HOOKED = (3, 100), 20, 5
 HOOK = 3.0
 _FILLING, _STARTING, _LATEST = 300.0, 60.0, 30.0  # seconds
 _LOOK = 0.001
-_SCRIPT = "echo $$ > /podtracer/ask; exec sleep 1000000"
+# Kubernetes makes one of two dollar signs.
+_SCRIPT = "echo $$$$ > /podtracer/ask; exec sleep 1000000"
 WITH, WITHOUT, SPIRE = "podtracer", "podtracer, --cri none", "SPIRE's way"
 METHOD = (
     "complete: the look-up that is made when the entrypoint's first act is read is resolved and settled. later: how "
