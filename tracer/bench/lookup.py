@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tracer.bench import asking
+from tracer.bench import asking, plugin
 from tracer.bench.asking import ask
 from tracer.bench.daemon import Daemon
 from tracer.bench.holder import Holder
@@ -27,6 +27,7 @@ USUAL_PODS, USUAL_SIZE, USUAL_PROCESSES = 110, 8, 1000
 ROUNDS = 20
 OURS, CACHED = 1000, 50  # look-ups a round; and one with a fetch
 SOCKET = 0.4  # seconds for each round of asking over the socket
+PLUGIN = 0.2  # likewise, through the plugin
 _EACH = 300_000  # bytes of memory that a held process takes, about
 METHOD = (
     "The ways take turns, round by round, each asking for processes chosen by chance; a round warms up and is not "
@@ -36,6 +37,7 @@ METHOD = (
     "list over HTTP on loopback and a parse), walk all pods; in Python with our own parser (msgspec).",
     "Every answer is checked: both ways name the same selectors.",
     *asking.METHOD,
+    *plugin.METHOD,
 )
 
 
@@ -102,6 +104,8 @@ def run(
                     progress("over the socket")
                     with Daemon(site.settings) as daemon:
                         ask(report, daemon, holder.pids, rounds * SOCKET, plotted=True)
+                        if plugin.is_there():
+                            plugin.ask(report, daemon.socket, holder.pids, rounds * PLUGIN, asking.GAP)
 
 
 def run_here(
