@@ -11,7 +11,9 @@
 #define SLOT_COUNT (1 << 17)   /* slots of the tagged table, a power of two */
 #define SPILL_COUNT 8192       /* live processes whose PID collides with another's in the table */
 #define HASH_COUNT 65536       /* processes, where the table cannot be had and a hash serves alone */
+#ifndef PROCESS_RING_PAGES
 #define PROCESS_RING_PAGES 256 /* 1 MiB: some 13,000 records */
+#endif
 #define CGROUP_RING_PAGES 64   /* 256 KiB: some 860 births */
 #define NAME_SIZE 256          /* a cgroup's own name, at most 255 bytes and a NUL */
 #define COMM_SIZE 16

@@ -120,3 +120,9 @@ class About:
     def counters(self) -> dict[str, int]:
         """Lost records and slots, runs the kernel left out, slots repaired: all of them 0 on a good day."""
         return {**self._live.programs.counters(), "repairs": self._live.repairs}
+
+    @property
+    def last_scan(self) -> tuple[int, int]:
+        """When the last scan of all processes began, and when all that was lost before was repaired by it, in
+        nanoseconds of boot time."""
+        return self._live.last_scan

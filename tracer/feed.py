@@ -55,6 +55,8 @@ class Feed:
         self.records = [0] * (max(ProcessEventKind) + 1)
         self.cgroup_records = 0
         self.lost = 0
+        # When the last scan began and when it had repaired what was lost before that, in ns of boot time.
+        self.last_scan = (0, 0)
         # Called with the PID of a process that moved on another hierarchy, which SPIRE's rules read too; gives the
         # event to tell, if there is any.
         self.on_other_move: Callable[[int], Event | None] = lambda _pid: None
@@ -124,6 +126,10 @@ class Feed:
     def behind(self) -> bool:
         """Whether anything is unread: a few reads of memory, without the lock."""
         return self.programs.processes.pending() or self.programs.cgroups.pending()
+
+    def unread(self) -> int:
+        """How many records of processes are unread, likewise."""
+        return self.programs.processes.unread()
 
     def drain(self) -> None:
         """Takes all news in that are there now; not what a fork bomb adds meanwhile, or it would never end."""
@@ -264,6 +270,7 @@ class Feed:
                 alive[pid] = slot.ino
         self._publish(self.index.reconcile(alive, started))
         self.programs.slots.sweep(alive)
+        self.last_scan = started, boottime()
 
     def _scan_procfs(self, seen: set[int]) -> Iterator[ProcessEvent]:
         for pid in procfs.pids(self._procfs):

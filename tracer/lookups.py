@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tracer.issuing import Issuing
 
 Mode = Literal["strict", "parity"]
+_FEW = 8  # unread records that a look-up takes in by the way
 _RETRIES = 3  # look-ups of a process that moves while its files are read
 T = TypeVar("T")
 
@@ -75,15 +76,25 @@ class Lookups:
             raise
 
     def _lookup_in(self, feed: Feed, pid: int, verify: bool) -> Identity:
-        if feed.behind() and feed.lock.acquire(blocking=False):
+        slot = feed.programs.slots.read(pid)
+        if feed.behind() and not (slot and self._is_known(feed, pid, slot)) and feed.lock.acquire(blocking=False):
             try:
                 feed.drain()
             finally:
                 feed.lock.release()
-        slot = feed.programs.slots.read(pid)
+            slot = feed.programs.slots.read(pid)
         if slot is None or verify or not feed.programs.features.pidfs:
             return self._lookup_pinned(pid)
         return self._answer(pid, slot)
+
+    def _is_known(self, feed: Feed, pid: int, slot: Slot) -> bool:
+        """Whether the answer can do without what is unread, when that is more than a few records and no cgroup's: this
+        very process and the cgroup that its slot names are known already. Else look-ups in a storm would pay for the
+        storm. Who it is stays exact; what the process calls itself may be as old as the last drain."""
+        if feed.unread() <= _FEW or feed.programs.cgroups.pending():
+            return False
+        known = self._index.processes.get(pid)
+        return known is not None and known.key.ino == slot.ino and slot.cgroup in self._index.cgroups.views
 
     def lookup_pidfd(
         self, fd: int, *, parity: bool = False, mode: Mode | None = None, container_selectors: bool = True

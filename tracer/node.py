@@ -48,8 +48,9 @@ class Tracer(About):
     """Every process of this node, with its workload, from memory.
 
     ``warn`` gets sentences for a person (an absent kubelet, say), ``note`` those that are no warnings (which kubelet is
-    asked, where none was named); the default logs them. Raises ``PermissionMissing``
-    and ``MissingError`` where this machine or user cannot trace, from ``start`` or on entering the context.
+    asked, where none was named); the default logs them. ``load`` loads the programs, other than usual for whoever
+    measures them. Raises ``PermissionMissing`` and ``MissingError`` where this machine or user cannot trace, from
+    ``start`` or on entering the context.
 
     Look-ups may come from any thread.
     """
@@ -60,10 +61,12 @@ class Tracer(About):
         *,
         warn: Callable[[str], None] | None = None,
         note: Callable[[str], None] | None = None,
+        load: Callable[[], Programs] = Programs,
     ) -> None:
         self.settings = settings or Settings()
         self._warn = warn or _log.warning
         self._note = note or _log.info
+        self._load = load
         self._index = Index(_rules(self.settings))
         self._watches: list[Watch] = []
         self._listeners: list[Callable[[], None]] = []
@@ -103,7 +106,7 @@ class Tracer(About):
             self._entries.use(self.settings)
             machine.check()
             # One after the other: the compiler alone comes close to filling a memory limit of 64 MB.
-            programs = Programs()
+            programs = self._load()
             self._sources.start()
             self._start_feed(programs)
         except BaseException:

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from tracer import errors
-from tracer.cli import configuration, main
+from tracer.cli import bench, configuration, main
 from tracer.cli.group import COMMANDS, cli
 from tracer.identity import cgroup_path
 from tracer.model import State
@@ -28,8 +28,15 @@ def commands() -> dict[str, click.Command]:
     return {name: importlib.import_module(lazy.module).command for name, lazy in COMMANDS.items()}
 
 
-def flags() -> Iterator[str]:
+def every_command() -> Iterator[click.Command]:
     for command in (cli, *commands().values()):
+        yield command
+        if isinstance(command, click.Group) and command is not cli:
+            yield from command.commands.values()
+
+
+def flags() -> Iterator[str]:
+    for command in every_command():
         for param in command.get_params(click.Context(command, help_option_names=["-h", "--help"])):
             if isinstance(param, click.Option):
                 yield from param.opts + param.secondary_opts
@@ -44,6 +51,11 @@ def exit_codes(error: type[errors.TracerError] = errors.TracerError) -> Iterator
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_documented(name: str) -> None:
     assert f"`podtracer {name}" in DOCS
+
+
+@pytest.mark.parametrize("name", bench.command.commands)
+def test_every_benchmark_is_documented(name: str) -> None:
+    assert f"`podtracer bench {name}`" in DOCS
 
 
 @pytest.mark.parametrize("flag", sorted(set(flags())))

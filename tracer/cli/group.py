@@ -31,6 +31,9 @@ COMMANDS = {
     "selectors": Lazy("tracer.cli.selectors", "Print the selectors of one container of a pod list."),
     "daemon": Lazy("tracer.cli.daemon", "Keep the table of all processes, and serve it to others."),
     "doctor": Lazy("tracer.cli.doctor", "Check what this machine has, and which way was taken."),
+    "bench": Lazy(
+        "tracer.cli.bench", "Measure speed and correctness on this machine, beside the way that is replaced."
+    ),
     "demo": Lazy("tracer.cli.demo", "Watch a node made up on this machine, which needs no Kubernetes."),
     "spire-plugin": Lazy("tracer.cli.spire_plugin", "Attest workloads for SPIRE's agent, which starts this."),
     "config": Lazy("tracer.cli.config", "Show each value and where it came from."),

@@ -25,7 +25,7 @@ from tracer.kernel.cgroupfs import parse_mountinfo
 from tracer.settings import Settings
 from tracer.sources.replay import ReplayKubelet
 
-_NAME = re.compile(r"podtracer-demo-([0-9]+)")
+_NAME = re.compile(r"podtracer-(?:demo|bench)-([0-9]+)")
 _FAILED = b"!"  # what a line of the stage starts with that is no list but why it ended
 _PATIENCE = 5.0  # seconds for the kernel to let go of cgroups whose processes have ended
 _CLOSED = 1 << 20
@@ -75,7 +75,7 @@ class DemoNode:
         machine.check()
         sweep(self._given.cgroupfs, self._given.procfs)
         try:
-            self._root = self._make_root()
+            self._root = make_root(self._given, self._name)
             self._fork()
             assert self._lists is not None
             first = self._lists.readline()
@@ -127,27 +127,6 @@ class DemoNode:
                     break
                 time.sleep(0.01)
             self._root = None
-
-    def _make_root(self) -> str:
-        """The folder of our cgroups in the hierarchy that a tracer would follow: v2, else the first that can be
-        written to."""
-        refused: OSError | None = None
-        for mount in _mounts(self._given.cgroupfs, self._given.procfs):
-            folder = f"{mount}/{self._name}"
-            try:
-                os.makedirs(f"{folder}/kubepods/burstable")
-            except OSError as error:
-                remove_tree(folder)
-                refused = error
-            else:
-                return folder
-        if refused is None:
-            raise MissingError(
-                "no cgroup hierarchy is mounted", self._given.cgroupfs, "mount one, or name its place with --cgroupfs"
-            )
-        raise PermissionMissing(
-            f"no cgroup can be made: {refused.strerror}", refused.filename, "run it as root, where cgroups are writable"
-        )
 
     def _fork(self) -> None:
         """The stage becomes PID 1 of a namespace. All signals wait meanwhile: none may find the child half made."""
@@ -207,6 +186,31 @@ class DemoNode:
             self._warn(str(_error(last if last.startswith(_FAILED) else b"")))
 
 
+def make_root(settings: Settings, name: str) -> str:
+    """The new folder ``name`` for cgroups, and ``kubepods/burstable`` in it, in the hierarchy that a tracer would
+    follow: v2, else the first that can be written to.
+
+    Raises ``PermissionMissing`` and ``MissingError`` where there is none.
+    """
+    refused: OSError | None = None
+    for mount in _mounts(settings.cgroupfs, settings.procfs):
+        folder = f"{mount}/{name}"
+        try:
+            os.makedirs(f"{folder}/kubepods/burstable")
+        except OSError as error:
+            remove_tree(folder)
+            refused = error
+        else:
+            return folder
+    if refused is None:
+        raise MissingError(
+            "no cgroup hierarchy is mounted", settings.cgroupfs, "mount one, or name its place with --cgroupfs"
+        )
+    raise PermissionMissing(
+        f"no cgroup can be made: {refused.strerror}", refused.filename, "run it as root, where cgroups are writable"
+    )
+
+
 def _error(line: bytes) -> TracerError:
     why = line.removeprefix(_FAILED).decode("utf-8", "replace").strip()
     return TracerError("the demo's pods have ended", why or "no word from them", "run it as root on the host")
@@ -220,20 +224,22 @@ def _mounts(cgroupfs: str, procfs: str) -> list[str]:
 
     found = [
         (rank(options), point)
-        for point, _, options in _all_mounts(cgroupfs, procfs)
+        for point, _, options in all_mounts(cgroupfs, procfs)
         if not any(option.startswith("name=") for option in options)
     ]
     return [point for _, point in sorted(found)]
 
 
-def _all_mounts(cgroupfs: str, procfs: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def all_mounts(cgroupfs: str, procfs: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(mount point, root, options) of each cgroup hierarchy; options of v2 are ``v2``."""
     text = Path(procfs, "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     return parse_mountinfo(text, cgroupfs)
 
 
 def sweep(cgroupfs: str, procfs: str) -> None:
-    """Removes the cgroups of demos that are no more. One with a process in it is left alone, whoever's it is."""
-    for point, _, _ in _all_mounts(cgroupfs, procfs):
+    """Removes the cgroups of demos and benches that are no more. One with a process in it is left alone, whoever's it
+    is."""
+    for point, _, _ in all_mounts(cgroupfs, procfs):
         with suppress(OSError):
             for name in os.listdir(point):
                 owner = _NAME.fullmatch(name)

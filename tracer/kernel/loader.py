@@ -182,6 +182,8 @@ class Programs:
 
     Raises ``MissingError`` without BTF, bcc or a kernel that takes the programs, ``PermissionMissing`` without the
     right to load them. ``flags`` are further compiler flags and ``source_dir`` other sources, both for tests.
+    ``process_ring_pages``, a power of two, makes the ring of processes so small that it overflows, for whoever measures
+    how losses are repaired.
     """
 
     def __init__(
@@ -191,7 +193,10 @@ class Programs:
         source_dir: Path | None = None,
         force: Sequence[str] | None = None,
         btf_path: str = VMLINUX,
+        process_ring_pages: int = wire.PROCESS_RING_PAGES,
     ) -> None:
+        if process_ring_pages != wire.PROCESS_RING_PAGES:
+            flags = (*flags, f"-DPROCESS_RING_PAGES={process_ring_pages}")
         words = forced() if force is None else tuple(force)
         answer, self._fds = _compile(source_dir or sources(), flags, words, btf_path)
         self.features = Features(
@@ -210,7 +215,7 @@ class Programs:
         self._tracked = memoryview(self._config_map)[:8].cast("Q")
         self._counter_map = mmap.mmap(self._fds["map:counters"], mmap.PAGESIZE, prot=mmap.PROT_READ)
         self._counters = memoryview(self._counter_map)[: 8 * wire.COUNTER_COUNT].cast("Q")
-        self.processes = Ring(self._fds["map:processes"], wire.PROCESS_RING_PAGES, wire.PROCESS)
+        self.processes = Ring(self._fds["map:processes"], process_ring_pages, wire.PROCESS)
         self.cgroups = Ring(self._fds["map:cgroups"], wire.CGROUP_RING_PAGES, wire.CGROUP)
         self.slots: Slots = (
             TableSlots.mapped(self._fds["map:table"], self._fds["map:spill"])

@@ -59,12 +59,14 @@ class CallError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A gRPC service, and what to tell a person when it fails: hints by status name."""
+    """A gRPC service, and what to tell a person when it fails: hints by status name. ``metadata`` goes with each
+    call."""
 
     name: str
     hint: str
     hints: dict[str, str] = field(default_factory=dict)
     max_message: int = 64 << 20
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 def socket_path(endpoint: str, what: str) -> str:
@@ -97,16 +99,18 @@ class Channel:
         grpc = _grpc()
         try:
             call = self._open().unary_unary(f"/{self._service.name}/{method}")
-            data = call(request.SerializeToString(), timeout=timeout)
+            data = call(request.SerializeToString(), timeout=timeout, metadata=self._service.metadata)
         except (grpc.RpcError, ValueError) as error:
             raise self._explain(error, timeout) from error
         return self._decode(answer, data)
 
-    def stream(self, method: str, request: Any, answer: Any) -> Stream:
-        """One request, many answers, for as long as it takes. Raises CallError."""
+    def stream(self, method: str, request: Any, answer: Any, *, timeout: float | None = None) -> Stream:
+        """One request, many answers, for as long as it takes, or ``timeout`` seconds. Raises CallError."""
         grpc = _grpc()
         try:
-            call = self._open().unary_stream(f"/{self._service.name}/{method}")(request.SerializeToString())
+            call = self._open().unary_stream(f"/{self._service.name}/{method}")(
+                request.SerializeToString(), timeout=timeout, metadata=self._service.metadata
+            )
         except (grpc.RpcError, ValueError) as error:
             raise self._explain(error, None) from error
         return Stream(self, call, answer)
