@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.daemon import Daemon
 from tests.kernel.lab import Cgroup
 from tests.machine import hierarchies
 from tests.node import FakePod, listing
 from tests.plugin.host import Host
-from tests.podtracer import COMMAND
-from tests.waiting import SLOW, until
-from tracer.client import Client
-from tracer.errors import DaemonUnreachable
+from tests.waiting import until
 from tracer.sources.replay import ReplayKubelet
 
 
@@ -60,56 +58,45 @@ class Node:
             cgroup.remove()
 
 
-class Daemon:
-    """``podtracer daemon`` with a node's kubelet, at a socket of its own."""
+class Rolled:
+    """The daemon of a node, which is started, ended and started again, always at the same socket."""
 
-    def __init__(self, node: Node, path: Path) -> None:
-        self.path = path
+    def __init__(self, node: Node, folder: Path) -> None:
+        self.path = folder / "podtracer.sock"
         self._kubelet = node.kubelet.port
-        self._log = path.with_suffix(".log")
-        self._child: subprocess.Popen[bytes] | None = None
+        self._running: list[Daemon] = []
 
     def start(self) -> None:
-        """It answers."""
-        words = ["--http-address", "none", "--cri", "none", "--pods-api", "none", "--refresh-interval", "1"]
-        with self._log.open("ab") as log:
-            self._child = subprocess.Popen(
-                [*COMMAND, "daemon", "--socket", self.path, "--kubelet-read-only-port", str(self._kubelet), *words],
-                stderr=log,
-            )
-        until(self._is_ready, 60, "the daemon to be ready")
-
-    def _is_ready(self) -> bool:
-        assert self._child is not None
-        assert self._child.poll() is None, self._log.read_text()
-        try:
-            return all(self.status()["ready"].values())
-        except DaemonUnreachable:
-            return False
+        """It is ready."""
+        words = ("--http-address", "none", "--cri", "none", "--pods-api", "none", "--refresh-interval", "1")
+        daemon = Daemon(self.path.parent, "--kubelet-read-only-port", self._kubelet, *words)
+        self._running.append(daemon)
+        daemon.__enter__()
+        until(lambda: all(daemon.status()["ready"].values()), 60, "the daemon to be ready")
 
     def status(self) -> dict[str, Any]:
         """What it says of itself."""
-        with Client(str(self.path)) as client:
-            return client.status()
+        return self._running[-1].status()
 
     def signal(self, number: int) -> None:
-        """Sends it a signal; one that is meant to end it is waited for."""
-        assert self._child is not None
-        self._child.send_signal(number)
-        if number in (signal.SIGKILL, signal.SIGTERM):
-            self._child.wait(30 * SLOW)
+        """Sends it a signal; one that ends it is waited for."""
+        if number == signal.SIGKILL:
+            self._running[-1].end(number)
+        else:
+            self._running[-1].child.send_signal(number)
 
     def end(self) -> None:
         """It is gone."""
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGCONT)
-            self.signal(signal.SIGTERM)
+        for daemon in self._running:
+            if daemon.child.poll() is None:
+                daemon.child.send_signal(signal.SIGCONT)
+            daemon.__exit__()
 
 
 @pytest.fixture
-def daemon(node: Node, tmp_path: Path) -> Iterator[Daemon]:
+def daemon(node: Node, tmp_path: Path) -> Iterator[Rolled]:
     """A daemon for the node, not started yet."""
-    daemon = Daemon(node, tmp_path / "podtracer.sock")
+    daemon = Rolled(node, tmp_path)
     try:
         yield daemon
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.node import FakePod
-from tests.plugin.conftest import Daemon, Node
+from tests.plugin.conftest import Node, Rolled
 from tests.plugin.host import Host
 from tests.waiting import until
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.plugin, pytest.mark.root]
 ALONE = "fallback = false"
 
 
-def configure(host: Host, daemon: Daemon, node: Node, more: str = "") -> None:
+def configure(host: Host, daemon: Rolled, node: Node, more: str = "") -> None:
     """The plugin asks this daemon, and without it this kubelet."""
     text = f'socket_path = "{daemon.path}"\nkubelet_read_only_port = {node.kubelet.port}\n{more}'
     assert host.configure(text).answer == {}
@@ -34,7 +34,7 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def test_a_process_is_attested_by_the_daemon_as_spire_attests_it(host: Host, node: Node, daemon: Daemon) -> None:
+def test_a_process_is_attested_by_the_daemon_as_spire_attests_it(host: Host, node: Node, daemon: Rolled) -> None:
     pid = node.run(FakePod("cart-1", labels={"app": "cart", "tier": "web"}))
     node.publish()
     configure(host, daemon, node)
@@ -53,7 +53,7 @@ def test_a_process_is_attested_by_the_daemon_as_spire_attests_it(host: Host, nod
     assert host.attest(pid).selectors == less
 
 
-def test_configure_needs_no_daemon_and_attest_none_with_a_fallback(host: Host, node: Node, daemon: Daemon) -> None:
+def test_configure_needs_no_daemon_and_attest_none_with_a_fallback(host: Host, node: Node, daemon: Rolled) -> None:
     pid = node.run(FakePod("cart-1"))
     node.publish()
     configure(host, daemon, node, ALONE)
@@ -63,7 +63,7 @@ def test_configure_needs_no_daemon_and_attest_none_with_a_fallback(host: Host, n
     assert host.attest(host.pid).answer == {}
 
 
-def test_strict_is_the_default_and_parity_what_spire_says(host: Host, node: Node, daemon: Daemon) -> None:
+def test_strict_is_the_default_and_parity_what_spire_says(host: Host, node: Node, daemon: Rolled) -> None:
     """A workload that names a cgroup of its own after another pod is taken for it by SPIRE's rules, not by ours."""
     mine, victim = FakePod("mine-1"), FakePod("victim-1", "vault", "admin")
     node.run(victim)
@@ -76,7 +76,7 @@ def test_strict_is_the_default_and_parity_what_spire_says(host: Host, node: Node
     assert {"pod-name:victim-1", "ns:vault"} < host.attest(pid).selectors
 
 
-def test_waits_hold_nobody_up(host: Host, node: Node, daemon: Daemon) -> None:
+def test_waits_hold_nobody_up(host: Host, node: Node, daemon: Rolled) -> None:
     """500 Attests wait for a pod that is not listed; meanwhile others are answered, and at the end all 500."""
     late = FakePod("late-1", listed=False)
     here, waiting = node.run(FakePod("cart-1")), node.run(late)
@@ -97,7 +97,7 @@ def test_waits_hold_nobody_up(host: Host, node: Node, daemon: Daemon) -> None:
     until(lambda: descriptors(host.plugin_pid) <= before, 10, "the plugin to have no more open than before")
 
 
-def test_who_asks_no_more_is_forgotten_by_the_daemon_too(host: Host, node: Node, daemon: Daemon) -> None:
+def test_who_asks_no_more_is_forgotten_by_the_daemon_too(host: Host, node: Node, daemon: Rolled) -> None:
     pid = node.run(FakePod("late-1", listed=False))
     node.publish()
     daemon.start()
@@ -108,7 +108,7 @@ def test_who_asks_no_more_is_forgotten_by_the_daemon_too(host: Host, node: Node,
     until(lambda: daemon.status()["socket"]["waiting"] == 0, 10, "the daemon to forget them")
 
 
-def test_a_wait_ends_in_spires_words(host: Host, node: Node, daemon: Daemon) -> None:
+def test_a_wait_ends_in_spires_words(host: Host, node: Node, daemon: Rolled) -> None:
     pid = node.run(FakePod("late-1", listed=False))
     node.publish()
     daemon.start()
@@ -116,7 +116,7 @@ def test_a_wait_ends_in_spires_words(host: Host, node: Node, daemon: Daemon) -> 
     assert host.attest(pid, count=3).end == "DeadlineExceeded no selectors found after max poll attempts"
 
 
-def test_a_daemon_that_is_rolled_under_load_costs_no_error(host: Host, node: Node, daemon: Daemon) -> None:
+def test_a_daemon_that_is_rolled_under_load_costs_no_error(host: Host, node: Node, daemon: Rolled) -> None:
     """100 Attests a second while the daemon is killed and started again: all of them right, some SPIRE's way. Those who
     wait for a pod wait on."""
     late = FakePod("late-1", listed=False)
@@ -140,7 +140,7 @@ def test_a_daemon_that_is_rolled_under_load_costs_no_error(host: Host, node: Nod
     assert counted(host, "asking the daemon", "by_fallback")[-1] >= 20
 
 
-def test_a_daemon_that_is_stopped_holds_nobody_up(host: Host, node: Node, daemon: Daemon) -> None:
+def test_a_daemon_that_is_stopped_holds_nobody_up(host: Host, node: Node, daemon: Rolled) -> None:
     pid = node.run(FakePod("cart-1"))
     node.publish()
     daemon.start()
@@ -153,7 +153,7 @@ def test_a_daemon_that_is_stopped_holds_nobody_up(host: Host, node: Node, daemon
     assert host.attest(pid).selectors == wanted
 
 
-def test_a_plugin_that_is_killed_leaves_the_daemon_as_it_was(host: Host, node: Node, daemon: Daemon) -> None:
+def test_a_plugin_that_is_killed_leaves_the_daemon_as_it_was(host: Host, node: Node, daemon: Rolled) -> None:
     pid = node.run(FakePod("late-1", listed=False))
     node.publish()
     daemon.start()
@@ -168,7 +168,7 @@ def test_a_plugin_that_is_killed_leaves_the_daemon_as_it_was(host: Host, node: N
 
 
 def test_nothing_is_left_open_by_daemons_that_come_and_go(
-    host: Host, node: Node, daemon: Daemon, tmp_path: Path
+    host: Host, node: Node, daemon: Rolled, tmp_path: Path
 ) -> None:
     pid = node.run(FakePod("cart-1"))
     node.publish()
