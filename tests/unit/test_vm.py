@@ -27,11 +27,18 @@ FOUND = {
 ONE, TWO = "tests/kernel/test_a.py::test_one", "tests/kernel/test_a.py::test_two"
 
 
+PANIC = """\
+Oops: invalid opcode: 0000 [#1] SMP NOPTI
+RIP: 0010:ktime_get_mono_fast_ns+0x10/0x90
+Kernel panic - not syncing: Fatal exception in interrupt
+"""
+
+
 class Told:
     """A machine that says these lines and is off, or hangs."""
 
-    def __init__(self, *lines: dict[str, Any], hangs: bool = False) -> None:
-        self._lines, self._hangs = lines, hangs
+    def __init__(self, *lines: dict[str, Any], hangs: bool = False, console: str = PANIC) -> None:
+        self._lines, self._hangs, self._console = lines, hangs, console
 
     def told(self) -> Iterator[dict[str, Any]]:
         yield from self._lines
@@ -39,7 +46,7 @@ class Told:
             raise TimeoutError("nothing was heard for 300 s")
 
     def last_words(self) -> str:
-        return "Kernel panic - not syncing"
+        return self._console
 
 
 def _outcome(*lines: dict[str, Any], hangs: bool = False) -> run.Outcome:
@@ -85,6 +92,100 @@ def test_a_machine_that_goes_down_names_the_test(hangs: bool) -> None:
     assert "Kernel panic" in outcome.report()
 
 
+def _boots(monkeypatch: pytest.MonkeyPatch, cpus: int, *boots: Told) -> run.Outcome:
+    """What becomes of a machine that says these things, one boot after the other."""
+    left = list(boots)
+
+    def attempt(case: Case, *_: object) -> run.Outcome:
+        outcome = run.Outcome(case)
+        run.listen(left.pop(0), outcome)  # type: ignore[arg-type]
+        outcome.answer_for([ONE])
+        return outcome
+
+    monkeypatch.setattr(run, "_boot", attempt)
+    outcome = run.boot(dataclasses.replace(CASE, cpus=cpus), None, None, [ONE])  # type: ignore[arg-type]
+    assert not left, "it was not booted as often"
+    return outcome
+
+
+def _well() -> Told:
+    return Told({"found": FOUND}, *_passed(ONE), {"finished": 0})
+
+
+def test_a_machine_of_several_cpus_that_panics_is_booted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second boot counts, and the line says that there was a first one and in what it ended."""
+    outcome = _boots(monkeypatch, 2, Told({"found": FOUND}, {"started": ONE}), _well())
+    assert outcome.good
+    assert "second boot" in outcome.line()
+    assert "Fatal exception in interrupt at ktime_get_mono_fast_ns" in outcome.line()
+
+
+def test_a_second_panic_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that panics each time has failed."""
+    outcome = _boots(monkeypatch, 2, *(Told({"found": FOUND}, {"started": ONE}) for _ in range(2)))
+    assert list(outcome.failed) == [ONE]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "told"),
+    [
+        (1, Told({"found": FOUND}, {"started": ONE})),
+        (2, Told({"found": FOUND}, {"started": ONE}, hangs=True, console="")),
+        (2, Told({"found": FOUND}, {"started": ONE}, {"ended": ONE, "outcome": "failed", "text": ""}, {"finished": 1})),
+    ],
+)
+def test_nothing_else_is_tried_again(cpus: int, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The panic of a machine of one CPU, a machine that hangs and a test that fails are failures at once."""
+    outcome = _boots(monkeypatch, cpus, told)
+    assert list(outcome.failed) == [ONE]
+    assert outcome.note == ""
+
+
+def test_a_machine_that_speaks_in_riddles_fails() -> None:
+    """A machine whose words mean nothing fails by its name; nothing is lost."""
+    outcome = _outcome({"ended": ONE})
+    assert "riddles" in outcome.report()
+    assert set(outcome.failed) == {ONE, TWO}
+
+
+def test_without_qemu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an emulator there is one error that names it, one hint, and an exit code that is none of success."""
+    monkeypatch.setattr(run.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    assert run.main([]) == 69
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert "qemu-system-x86_64" in error
+    assert "scripts/setup --kernels" in hint
+
+
+@pytest.mark.parametrize(
+    ("result", "current", "code", "said"),
+    [
+        ("passed", True, 0, "1 passed, 0 failed"),
+        ("failed", True, 1, "0 passed, 1 failed"),
+        ("passed", False, 1, "1 passed, 1 failed"),
+    ],
+)
+def test_the_last_line_counts_what_failed(
+    result: str,
+    current: bool,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The last line counts the tests that passed and all that did not, a document that is not current among them."""
+    outcome = run.Outcome(CASE)
+    outcome.passed, outcome.failed = ({ONE}, {}) if result == "passed" else (set(), {ONE: "failed"})
+    monkeypatch.setattr(run.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(run, "run", lambda _cases: [outcome])
+    monkeypatch.setattr(document, "update", lambda *_args, **_options: current)
+    assert run.main([]) == code
+    assert capsys.readouterr().out.splitlines()[-1] == said
+
+
 def test_a_machine_that_does_not_boot_fails_every_test() -> None:
     """A machine that never says a word has failed in all of its tests."""
     outcome = _outcome()
@@ -128,9 +229,11 @@ def test_the_document_has_a_row_for_each_machine() -> None:
     assert len(rows) == len(CASES)
 
 
-def test_a_document_that_says_otherwise_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that differs is refused when it is only checked, else written; the newest kernel's number alone is no
-    difference."""
+def test_a_document_that_says_otherwise_is_not_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table that differs is refused when it is only checked, and the lines that differ are printed, else it is
+    written; the newest kernel's number alone is no difference."""
     page = tmp_path / "kernels.md"
     page.write_text(f"# Head\n{BEGIN}\n{END}\ntail\n")
     monkeypatch.setattr(document, "DOCUMENT", page)
@@ -140,4 +243,8 @@ def test_a_document_that_says_otherwise_is_not_current(tmp_path: Path, monkeypat
     assert "| 6.1 (sid) | unified | Debian 12 | 0.26 | 3.11 | mapped table | start time |" in page.read_text()
     assert page.read_text().endswith(f"{END}\ntail\n")
     assert document.update({sid: {**FOUND, "release": "6.2.1"}}, only_check=True)
+    capsys.readouterr()
     assert not document.update({sid: {**FOUND, "pidfs": True}}, only_check=True)
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("-|") and "start time" in line]
+    assert [line for line in told if line.startswith("+|") and "pidfd inode" in line]

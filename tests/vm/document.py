@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +57,9 @@ def update(found: Mapping[Case, Mapping[str, Any]], *, only_check: bool) -> bool
     if comparable(new) == comparable(text):
         return True
     if only_check:
-        print("docs/kernels.md is not what was found: run scripts/test --kernels and commit it")
+        was, now = text.splitlines(), new.splitlines()
+        told = difflib.unified_diff(was, now, "committed", "found", n=0, lineterm="")
+        print("docs/kernels.md is not what was found: run scripts/test --kernels and commit it", *told, sep="\n")
         return False
     DOCUMENT.write_text(new, encoding="utf-8")
     print("docs/kernels.md was written anew")
