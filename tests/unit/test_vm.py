@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FOUND = {
     "no_iterator": None,
     "pidfs": False,
     "peer_pidfd": False,
+    "doctor": ["pidfs"],
 }
 ONE, TWO = "tests/kernel/test_a.py::test_one", "tests/kernel/test_a.py::test_two"
 
@@ -201,6 +203,26 @@ def test_programs_that_do_not_load_are_a_problem() -> None:
     assert "R1 invalid" in outcome.report()
 
 
+def test_what_is_optional_may_be_absent() -> None:
+    """A machine that cannot be built is told, and is a failure unless it is optional."""
+    error = run.build.BuildError("sid has no bcc")
+    failed = run.not_built(CASE, [ONE, TWO], error)
+    assert (failed.good, list(failed.failed)) == (False, [ONE, TWO])
+    absent = run.not_built(dataclasses.replace(CASE, optional=True), [ONE, TWO], error)
+    assert (absent.good, absent.failed) == (True, {})
+    assert "sid has no bcc" in absent.line()
+
+
+def test_no_kernel_and_no_layout_depends_on_what_is_optional() -> None:
+    """Each kernel, layout and number of CPUs is on a machine that has to be there."""
+    needed = [case for case in CASES if not case.optional]
+    assert {case.series for case in needed} == {case.series for case in CASES} >= {"5.10", "6.1", "6.12", "newest"}
+    assert {case.layout for case in needed} == {"unified", "legacy"}
+    assert {case.space for case in needed} == {"bookworm", "trixie"}
+    assert {case.cpus for case in needed} >= {1, 4}
+    assert {case.pid_max for case in needed} == {32768, 4194304}
+
+
 def test_what_is_left_out_is_there() -> None:
     """Every test file that the plan leaves out, or takes one test of, exists."""
     for name in (*LEFT_OUT, *(test.partition("::")[0] for test in TAKEN_ALL_THE_SAME)):
@@ -222,11 +244,12 @@ def test_the_newest_kernel_is_the_highest_version() -> None:
 def test_the_document_has_a_row_for_each_machine() -> None:
     """docs/kernels.md was written by a run of the plan as it is: a row for each kernel, layout and user space."""
     written = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0].removeprefix("\n").removeprefix(HEAD)
-    rows = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in written.splitlines()}
+    rows = [document.cells(line) for line in written.splitlines()]
+    assert sorted(tuple(row[1:5]) for row in rows) == sorted(document.known(case) for case in CASES)
     for case in CASES:
-        series = next((row[0] for row in rows if row[0].endswith("(sid)")), "") if case.suite == "sid" else case.series
-        assert (series, case.layout, document.SPACES[case.space]) in rows, case.name
-    assert len(rows) == len(CASES)
+        first = r"\d+\.\d+ \(sid\)" if case.series == "newest" else re.escape(case.series)
+        mine = [row for row in rows if re.fullmatch(first, row[0]) and tuple(row[1:5]) == document.known(case)]
+        assert len(mine) == 1, case.name
 
 
 def test_a_document_that_says_otherwise_is_not_current(
@@ -240,9 +263,12 @@ def test_a_document_that_says_otherwise_is_not_current(
     sid = dataclasses.replace(CASE, series="newest", suite="sid")
     assert not document.update({sid: FOUND}, only_check=True)
     assert document.update({sid: FOUND}, only_check=False)
-    assert "| 6.1 (sid) | unified | Debian 12 | 0.26 | 3.11 | mapped table | start time |" in page.read_text()
+    cells = ["6.1 (sid)", "unified", "1", "32,768", "Debian 12", "0.26", "3.11", "mapped table", "start time"]
+    assert f"\n| {' | '.join(cells)} | task iterator | `SO_PEERCRED` | pidfs |\n" in page.read_text()
     assert page.read_text().endswith(f"{END}\ntail\n")
-    assert document.update({sid: {**FOUND, "release": "6.2.1"}}, only_check=True)
+    assert document.update({sid: {**FOUND, "release": "6.2.1", "bcc": "1.0"}}, only_check=True)
+    assert document.update({sid: None}, only_check=True), "what cannot be had today keeps its line"
+    assert not document.update({CASE: FOUND}, only_check=True)
     capsys.readouterr()
     assert not document.update({sid: {**FOUND, "pidfs": True}}, only_check=True)
     told = capsys.readouterr().out.splitlines()

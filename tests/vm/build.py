@@ -31,7 +31,8 @@ LISTS_AGE = 86400  # seconds after which apt is asked again for the newest kerne
 
 # Where the project lies in the virtual machine, and what it is tested with there.
 HOME = "/opt/podtracer"
-DISTRIBUTION = ("python3-bpfcc", "linux-libc-dev", "python3-venv", "procps", "iproute2", "runc", "busybox-static")
+NEEDED = ("python3-bpfcc", "linux-libc-dev", "python3-venv", "procps", "iproute2")
+DISTRIBUTION = (*NEEDED, "containerd", "runc", "crun", "busybox-static")
 PYTHON = ("pytest", "pytest-timeout")
 BUILD_BACKEND = ("hatchling", "editables")
 # What nobody reads there: an initramfs is memory.

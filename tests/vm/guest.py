@@ -20,6 +20,7 @@ import pytest
 
 from tests.kernel.lab import Kernel
 from tests.vm.plan import selection
+from tracer import doctor
 
 SO_PEERPIDFD = 77
 
@@ -54,11 +55,9 @@ def machine() -> dict[str, Any]:
 
 def ways(kernel: Kernel) -> dict[str, Any]:
     """Which ways the tracer takes here."""
-    import bcc
-
     features = kernel.programs.features
     return {
-        "bcc": bcc.__version__,
+        "bcc": doctor.bcc().found.partition(",")[0],  # importing it would warn, and cost 100 MB
         "no_table": features.no_table,
         "no_iterator": features.no_iterator,
         "pidfs": features.pidfs,
@@ -97,8 +96,10 @@ class Told:
         self.tell(started=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keeps set-up, call and tear-down."""
+        """Keeps set-up, call and tear-down; what a test records was found here."""
         self._phases.append(report)
+        if report.when == "teardown" and report.user_properties:
+            self.tell(found=dict(report.user_properties))
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """The worst of its phases is the test's outcome."""

@@ -33,7 +33,7 @@ SLOW = 6  # times that things may take longer there
 @dataclass
 class Outcome:
     """What became of one machine: what it found, a text for each test that failed, and what is wrong with itself;
-    ``note`` is what else is to be known of a good one."""
+    ``note`` is what else is to be known of a good one, ``absent`` why there is none, where it is optional."""
 
     case: Case
     found: dict[str, Any] = field(default_factory=dict)
@@ -43,11 +43,12 @@ class Outcome:
     seconds: float = 0.0
     panic: str = ""
     note: str = ""
+    absent: str = ""
 
     @property
     def good(self) -> bool:
         """Whether all is well."""
-        return bool(self.passed) and not self.failed and not self.problem
+        return bool(self.absent or self.passed) and not self.failed and not self.problem
 
     def answer_for(self, tests: Sequence[str]) -> None:
         """What was expected and has no result has failed."""
@@ -57,6 +58,8 @@ class Outcome:
 
     def line(self) -> str:
         """One line for people, and for whoever counts."""
+        if self.absent:
+            return f"{self.case.name}: cannot be had today, and is not counted: {self.absent}"
         release = self.found.get("release", self.case.series)
         what = f"{self.case.name} (Linux {release}, {self.case.cpus} CPU, pid_max {self.case.pid_max})"
         note = f" ({self.note})" if self.note else ""
@@ -144,6 +147,13 @@ def _boot(case: Case, kernel: build.Kernel, initramfs: Path, tests: Sequence[str
     return outcome
 
 
+def not_built(case: Case, tests: Sequence[str], error: build.BuildError) -> Outcome:
+    """A machine of which something is not to be had."""
+    if case.optional:
+        return Outcome(case, absent=str(error))
+    return Outcome(case, failed=dict.fromkeys(tests, "has no result"), problem=str(error))
+
+
 def run(cases: Sequence[Case]) -> list[Outcome]:
     """All machines, two at a time; each that ends is told at once."""
     outcomes: dict[Case, Outcome] = {}
@@ -165,7 +175,7 @@ def run(cases: Sequence[Case]) -> list[Outcome]:
                     distribution = build.distribution(case.space)
                     archives[case.space] = build.joined([distribution, checkout], Path(name, case.space))
             except build.BuildError as error:
-                done(Outcome(case, failed=dict.fromkeys(tests[case], "has no result"), problem=str(error)))
+                done(not_built(case, tests[case], error))
                 continue
             future = pool.submit(boot, case, kernel, archives[case.space], tests[case])
             future.add_done_callback(lambda future: done(future.result()))
@@ -195,7 +205,7 @@ def main(words: Sequence[str]) -> int:
             print(outcome.report())
     passed, failed = sum(len(o.passed) for o in outcomes), sum(max(len(o.failed), not o.good) for o in outcomes)
     if not failed and not words:
-        found = {outcome.case: outcome.found for outcome in outcomes}
+        found = {outcome.case: None if outcome.absent else outcome.found for outcome in outcomes}
         failed += not document.update(found, only_check=os.environ.get("PODTRACER_TEST_REQUIRE") == "1")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
