@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.vm import document, run
+from tests.vm import bare, document, run
 from tests.vm.build import newest
 from tests.vm.document import BEGIN, DOCUMENT, END, HEAD
-from tests.vm.plan import CASES, LEFT_OUT, PROJECT, TAKEN_ALL_THE_SAME, Case, selection
+from tests.vm.plan import BARE, CASES, LEFT_OUT, PROJECT, TAKEN_ALL_THE_SAME, Case, selection
 
 CASE = Case("6.1", "bookworm-security", "unified", "bookworm")
 FOUND = {
@@ -164,9 +164,9 @@ def test_without_qemu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("result", "current", "code", "said"),
     [
-        ("passed", True, 0, "1 passed, 0 failed"),
-        ("failed", True, 1, "0 passed, 1 failed"),
-        ("passed", False, 1, "1 passed, 1 failed"),
+        ("passed", True, 0, "2 passed, 0 failed"),
+        ("failed", True, 1, "1 passed, 1 failed"),
+        ("passed", False, 1, "2 passed, 1 failed"),
     ],
 )
 def test_the_last_line_counts_what_failed(
@@ -183,6 +183,7 @@ def test_the_last_line_counts_what_failed(
     monkeypatch.setattr(run.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(run.os, "geteuid", lambda: 0)
     monkeypatch.setattr(run, "run", lambda _cases: [outcome])
+    monkeypatch.setattr(run, "without_btf", lambda: run.Outcome(BARE, passed={TWO}))
     monkeypatch.setattr(document, "update", lambda *_args, **_options: current)
     assert run.main([]) == code
     assert capsys.readouterr().out.splitlines()[-1] == said
@@ -201,6 +202,36 @@ def test_programs_that_do_not_load_are_a_problem() -> None:
     outcome = _outcome({"found": {"release": "6.1.0"}}, {"started": ONE}, refused, {"finished": 1})
     assert "do not load" in outcome.problem
     assert "R1 invalid" in outcome.report()
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ("a_lookup_says_that_btf_is_missing", bare.Said(70, "", "error: internal error (KeyError)\nhint: report it\n")),
+        (
+            "a_lookup_says_that_btf_is_missing",
+            bare.Said(69, "", "error: the kernel is too old (Linux 5.4)\nhint: BTF\n"),
+        ),
+        ("doctor_is_red_for_btf", bare.Said(1, '{"checks": []}', "")),
+        ("doctor_is_red_for_btf", bare.Said(1, '{"checks": [{"name": "btf", "state": "ok"}]}', "")),
+    ],
+)
+def test_another_end_than_that_of_missing_btf_fails(test: str, said: bare.Said) -> None:
+    """What is expected without BTF is no other failure's words."""
+    with pytest.raises(AssertionError):
+        bare.TESTS[test][1](said)
+
+
+def test_a_kernel_without_btf_that_does_not_boot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be had or does not boot all of its tests have failed, by name."""
+
+    def not_there() -> None:
+        raise run.build.BuildError("bookworm has no user-mode-linux")
+
+    monkeypatch.setattr(bare, "run", not_there)
+    outcome = run.without_btf()
+    assert set(outcome.failed) == set(bare.TESTS)
+    assert "bookworm has no user-mode-linux" in outcome.report()
 
 
 def test_what_is_optional_may_be_absent() -> None:

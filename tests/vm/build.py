@@ -149,7 +149,7 @@ def kernel(suite: str, series: str) -> Kernel:
     release = _release(package)
     folder = cache() / "kernels" / release
     if not folder.exists():
-        with _made(folder) as part:
+        with made(folder) as part:
             Apt(suite).unpack(package, part)
     image = next(folder.rglob("vmlinuz*"), None)
     if image is None:
@@ -158,7 +158,7 @@ def kernel(suite: str, series: str) -> Kernel:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[Path]:
+def made(folder: Path) -> Iterator[Path]:
     """A folder that is there whole or not at all."""
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     part.mkdir(parents=True)
@@ -186,7 +186,7 @@ def _bootstrapped(suite: str) -> Path:
     """A minimal distribution with bcc, unpacked."""
     folder = cache() / "roots" / f"{suite}-{_key(DISTRIBUTION)}"
     if not folder.exists():
-        with _made(folder) as part:
+        with made(folder) as part:
             site = mirror()
             run("debootstrap", "--variant=minbase", f"--include={','.join(DISTRIBUTION)}", suite, part, site)
             for path in USELESS:
@@ -218,6 +218,12 @@ def _install(root: Path) -> None:
         clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         inside = ("chroot", root, f"{venv}/bin/python", "-m", "pip", "--quiet", "--isolated", "install", *offline)
         run(*inside, *PYTHON, "--editable", HOME, env=clean)
+
+
+def installed(suite: str) -> Path:
+    """The folder of a distribution with the project's environment in it, to be read."""
+    distribution(suite)
+    return _bootstrapped(suite)
 
 
 def distribution(suite: str) -> Path:

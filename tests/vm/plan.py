@@ -50,6 +50,9 @@ CASES: Sequence[Case] = (
     Case("6.1", "bookworm-security", "unified", "bookworm", pid_max=4194304),
 )
 
+# The one that is no virtual machine, see bare.py.
+BARE = Case("user-mode", "bookworm", "without-btf", "bookworm")
+
 
 def selection(layout: str, cpus: int) -> list[str]:
     """pytest's words for what runs on such a machine."""

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.vm import build, document
+from tests.vm import bare, build, document
 from tests.vm.boot import Machine, Running
-from tests.vm.plan import CASES, PROJECT, Case, selection
+from tests.vm.plan import BARE, CASES, PROJECT, Case, selection
 
 AT_A_TIME = 2
 SLOW = 6  # times that things may take longer there
@@ -182,6 +182,21 @@ def run(cases: Sequence[Case]) -> list[Outcome]:
     return [outcomes[case] for case in cases]
 
 
+def without_btf() -> Outcome:
+    """A kernel without BTF, which is no virtual machine."""
+    outcome, start = Outcome(BARE), time.monotonic()
+    try:
+        outcome.found["release"], results = bare.run()
+    except build.BuildError as error:
+        outcome.problem = str(error)
+        outcome.answer_for(list(bare.TESTS))
+    else:
+        outcome.passed = {test for test, wrong in results.items() if not wrong}
+        outcome.failed = {test: wrong for test, wrong in results.items() if wrong}
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
 def main(words: Sequence[str]) -> int:
     """The exit code: 0 when every test passed on every machine, and the document says what was found."""
     if os.geteuid() != 0:
@@ -191,12 +206,15 @@ def main(words: Sequence[str]) -> int:
         print("error: no machine can be booted (qemu-system-x86_64 is missing)", file=sys.stderr)
         print("hint: run scripts/setup --kernels", file=sys.stderr)
         return 69
-    cases = [case for case in CASES if all(word in case.name.split() for word in words)]
+    cases = [case for case in (*CASES, BARE) if all(word in case.name.split() for word in words)]
     if not cases:
-        print(f"error: no machine is called {' '.join(words)}; there are {', '.join(c.name for c in CASES)}")
+        print(f"error: no machine is called {' '.join(words)}; there are {', '.join(c.name for c in (*CASES, BARE))}")
         return 2
     try:
-        outcomes = run(cases)
+        outcomes = run([case for case in cases if case != BARE])
+        if BARE in cases:
+            outcomes.append(without_btf())
+            print(outcomes[-1].line())
     except build.BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -205,7 +223,9 @@ def main(words: Sequence[str]) -> int:
             print(outcome.report())
     passed, failed = sum(len(o.passed) for o in outcomes), sum(max(len(o.failed), not o.good) for o in outcomes)
     if not failed and not words:
-        found = {outcome.case: None if outcome.absent else outcome.found for outcome in outcomes}
+        found = {
+            outcome.case: None if outcome.absent else outcome.found for outcome in outcomes if outcome.case != BARE
+        }
         failed += not document.update(found, only_check=os.environ.get("PODTRACER_TEST_REQUIRE") == "1")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
