@@ -40,13 +40,12 @@ PLACES: dict[str, Callable[[FakePod], str]] = {
     "systemd": _scope,
     "below-scope": lambda pod: f"{_scope(pod)}/container",
 }
+ALONE = [pytest.param("runc", marks=pytest.mark.runc), pytest.param("crun", marks=pytest.mark.crun)]
 RUNTIMES = [
-    pytest.param("runc", marks=pytest.mark.runc),
-    pytest.param("crun", marks=pytest.mark.crun),
+    *ALONE,
     pytest.param("containerd-runc", marks=pytest.mark.container),
     pytest.param("containerd-crun", marks=[pytest.mark.container, pytest.mark.crun]),
 ]
-ALONE = [param for param in RUNTIMES if param.values[0] in ("runc", "crun")]
 PODS = {
     (runtime.values[0], place): FakePod(f"{runtime.values[0]}-{place}")
     for runtime in RUNTIMES

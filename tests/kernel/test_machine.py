@@ -217,6 +217,7 @@ def test_a_watch_stays_small_with_the_largest_pid_max() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.brisk
 def test_a_kubelet_that_is_not_there_is_one_warning(capfd: pytest.CaptureFixture[str]) -> None:
     """Where no kubelet listens a tracer warns once, and answers."""
     warnings: list[str] = []

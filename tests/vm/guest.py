@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
-import struct
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -21,8 +19,7 @@ import pytest
 from tests.kernel.lab import Kernel
 from tests.vm.plan import selection
 from tracer import doctor
-
-SO_PEERPIDFD = 77
+from tracer.serve.peers import has_peer_pidfd
 
 
 def arguments(path: str = "/proc/cmdline") -> dict[str, str]:
@@ -31,23 +28,12 @@ def arguments(path: str = "/proc/cmdline") -> dict[str, str]:
     return {key.removeprefix("podtracer."): value for key, _, value in words if key.startswith("podtracer.")}
 
 
-def _peer_pidfd() -> bool:
-    ours, theirs = socket.socketpair(socket.AF_UNIX)
-    with ours, theirs:
-        try:
-            (fd,) = struct.unpack("i", ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4))
-        except OSError:
-            return False
-        os.close(fd)
-    return True
-
-
 def machine() -> dict[str, Any]:
     """Which kernel and user space this is."""
     return {
         "release": platform.release(),
         "python": platform.python_version(),
-        "peer_pidfd": _peer_pidfd(),
+        "peer_pidfd": has_peer_pidfd(),
         "cpus": os.cpu_count(),
         "pid_max": int(Path("/proc/sys/kernel/pid_max").read_text()),
     }
