@@ -13,6 +13,7 @@ WITHOUT = {"unified": ("v1", "several"), "legacy": ("v2",), "hybrid": ()}
 
 # Which tests of tests/kernel run on the developer's machine alone, and why.
 LEFT_OUT = {
+    "tests/kernel/test_daemon.py": "the life of a process and its commands, ten of which start for each test",
     "tests/kernel/test_doctor.py": "what it says of a good machine is taken, what it says of bad ones is tested here",
     "tests/kernel/test_demo.py": "a play to a clock, which a slow machine cannot follow",
     "tests/kernel/test_spiffe_ids.py": "a file and selectors, no matter of the kernel",
