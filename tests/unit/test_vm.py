@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm import bare, document, run
+from tests.vm import bare, build, document, run
 from tests.vm.build import newest
 from tests.vm.document import BEGIN, DOCUMENT, END, HEAD
 from tests.vm.plan import BARE, CASES, LEFT_OUT, PROJECT, TAKEN_ALL_THE_SAME, Case, selection
@@ -226,7 +226,7 @@ def test_a_kernel_without_btf_that_does_not_boot_is_named(monkeypatch: pytest.Mo
     """Where it cannot be had or does not boot all of its tests have failed, by name."""
 
     def not_there() -> None:
-        raise run.build.BuildError("bookworm has no user-mode-linux")
+        raise build.BuildError("bookworm has no user-mode-linux")
 
     monkeypatch.setattr(bare, "run", not_there)
     outcome = run.without_btf()
@@ -236,7 +236,7 @@ def test_a_kernel_without_btf_that_does_not_boot_is_named(monkeypatch: pytest.Mo
 
 def test_what_is_optional_may_be_absent() -> None:
     """A machine that cannot be built is told, and is a failure unless it is optional."""
-    error = run.build.BuildError("sid has no bcc")
+    error = build.BuildError("sid has no bcc")
     failed = run.not_built(CASE, [ONE, TWO], error)
     assert (failed.good, list(failed.failed)) == (False, [ONE, TWO])
     absent = run.not_built(dataclasses.replace(CASE, optional=True), [ONE, TWO], error)
@@ -270,6 +270,48 @@ def test_the_newest_kernel_is_the_highest_version() -> None:
     """Releases are compared as versions, not as text."""
     names = [f"linux-image-6.1.0-{number}-cloud-amd64" for number in (9, 56, 10)]
     assert newest(names) == "linux-image-6.1.0-56-cloud-amd64"
+
+
+YESTERDAY, TODAY = (
+    [f"linux-image-{release}-cloud-amd64" for release in ("6.1.0-9", last, "6.12.3")]
+    for last in ("6.1.0-10", "6.1.0-11")
+)
+
+
+class Suite:
+    """apt whose lists are of yesterday until it is asked for fresh ones, and a mirror that has what is in the latter."""
+
+    def __init__(self, suite: str, *, fresh: bool = False) -> None:
+        self.suite, self._names = suite, TODAY if fresh else YESTERDAY
+
+    def names(self, pattern: str) -> list[str]:
+        return [name for name in self._names if re.search(pattern, name)]
+
+    def unpack(self, package: str, folder: Path) -> None:
+        if package not in TODAY:
+            raise build.BuildError(f"{package}: 404 Not Found")
+        (folder / "boot").mkdir()
+        (folder / "boot" / f"vmlinuz-{package}").touch()
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A suite and an empty cache."""
+    monkeypatch.setattr(build, "Apt", Suite)
+    monkeypatch.setattr(build, "cache", lambda: tmp_path)
+
+
+@pytest.mark.usefixtures("suite")
+def test_a_kernel_that_is_no_longer_there_is_replaced_by_the_newest() -> None:
+    """Where the newest of the lists cannot be downloaded any more, the newest of fresh lists is taken."""
+    assert build.kernel("bookworm-security", "6.1").release == "6.1.0-11-cloud-amd64"
+
+
+@pytest.mark.usefixtures("suite")
+def test_a_series_that_is_no_longer_there_is_named() -> None:
+    """Where the suite has no kernel of the series, the error names both; of another series none is taken."""
+    with pytest.raises(build.BuildError, match=r"bookworm-security has no kernel 6\.6 any more"):
+        build.kernel("bookworm-security", "6.6")
 
 
 def test_the_document_has_a_row_for_each_machine() -> None:

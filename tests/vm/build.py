@@ -78,9 +78,9 @@ def mirror() -> str:
 
 
 class Apt:
-    """apt with one suite and its own lists, beside this machine's."""
+    """apt with one suite and its own lists, beside this machine's; ``fresh`` asks for new ones in any case."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, *, fresh: bool = False) -> None:
         self.suite = suite
         self._folder = cache() / "apt" / suite
         for name in ("lists/partial", "cache/archives/partial"):
@@ -97,7 +97,7 @@ class Apt:
             }.items()
         ]
         stamp = self._folder / "updated"
-        if stamp.exists() and time.time() - stamp.stat().st_mtime < LISTS_AGE:
+        if not fresh and stamp.exists() and time.time() - stamp.stat().st_mtime < LISTS_AGE:
             return
         site = mirror() + ("-security" if suite.endswith("-security") else "")
         sources.write_text(f"deb [signed-by={KEYRING}] {site} {suite} main\n")
@@ -137,12 +137,22 @@ def newest(packages: Iterable[str]) -> str:
 
 
 def kernel(suite: str, series: str) -> Kernel:
-    """The newest kernel of a series ("6.1", "newest" for any) that the suite has, for clouds: without hardware."""
+    """The newest kernel of a series ("6.1", "newest" for any) that the suite has, for clouds: without hardware.
+
+    One that has been replaced since the suite's lists were read is looked for once more.
+    """
+    try:
+        return _kernel(Apt(suite), series)
+    except BuildError:
+        return _kernel(Apt(suite, fresh=True), series)
+
+
+def _kernel(apt: Apt, series: str) -> Kernel:
     number = r"[0-9]+\.[0-9]+" if series == "newest" else re.escape(series)
     pattern = f"^linux-(image|binary)-{number}[.-][0-9][^ ]*-cloud-amd64$"
-    found = Apt(suite).names(pattern)
+    found = apt.names(pattern)
     if not found:
-        raise BuildError(f"{suite} has no kernel {series} any more")
+        raise BuildError(f"{apt.suite} has no kernel {series} any more")
     # Where image and boot loader's parts are separate packages, it is "binary" that holds the image.
     binaries = [name for name in found if name.startswith("linux-binary-")]
     package = newest(binaries or found)
@@ -150,7 +160,7 @@ def kernel(suite: str, series: str) -> Kernel:
     folder = cache() / "kernels" / release
     if not folder.exists():
         with made(folder) as part:
-            Apt(suite).unpack(package, part)
+            apt.unpack(package, part)
     image = next(folder.rglob("vmlinuz*"), None)
     if image is None:
         raise BuildError(f"{package} holds no kernel image")
