@@ -279,7 +279,7 @@ YESTERDAY, TODAY = (
 
 
 class Suite:
-    """apt whose lists are of yesterday until it is asked for fresh ones, and a mirror that has what is in the latter."""
+    """apt whose lists are of yesterday until it is asked for fresh ones; the mirror has what is in those."""
 
     def __init__(self, suite: str, *, fresh: bool = False) -> None:
         self.suite, self._names = suite, TODAY if fresh else YESTERDAY
