@@ -15,7 +15,13 @@ from tests.waiting import SLOW
 RUNC_TOOLS = ("runc", "busybox")
 CONTAINER_TOOLS = (*RUNC_TOOLS, "containerd", "containerd-shim-runc-v2", "ctr")
 CLUSTER_TOOLS = (*CONTAINER_TOOLS, "go", "openssl", "ip")
-TOOLS = {"runc": RUNC_TOOLS, "container": CONTAINER_TOOLS, "cluster": CLUSTER_TOOLS, "plugin": ("go",)}
+TOOLS = {
+    "runc": RUNC_TOOLS,
+    "crun": ("crun", "busybox"),
+    "container": CONTAINER_TOOLS,
+    "cluster": CLUSTER_TOOLS,
+    "plugin": ("go",),
+}
 TIMEOUTS = {"cluster": 1800, "plugin": 600}  # seconds; the first run builds Kubernetes, or a plugin host
 MOUNTED = {"v1": "cgroup", "v2": "cgroup2"}
 
@@ -31,7 +37,7 @@ def require(condition: object, reason: str) -> None:
 
 def lacking(marker: str) -> Iterator[str]:
     """Why a test with this marker cannot run here; nothing when it can."""
-    if marker in ("root", "runc", "container", "cluster", "plugin") and os.geteuid() != 0:
+    if marker in ("root", "runc", "crun", "container", "cluster", "plugin") and os.geteuid() != 0:
         yield "needs root"
     if marker == "root" and importlib.util.find_spec("bcc") is None:
         yield "needs bcc (python3-bpfcc)"
@@ -39,6 +45,8 @@ def lacking(marker: str) -> Iterator[str]:
         yield f"needs a {marker} hierarchy"
     if marker == "several" and len(hierarchies()) < 2:
         yield "needs several cgroup hierarchies"
+    if marker == "crun" and len(set(hierarchies().values())) > 1:
+        yield "needs cgroups v1 alone or v2 alone"
     if marker == "smp" and (os.cpu_count() or 1) < 2:
         yield "needs two CPUs"
     for tool in TOOLS.get(marker, ()):

@@ -100,7 +100,9 @@ class ContainerdDaemon:
         """Make a busybox image (arguments as of ``mkimage.write_image``) and import it under this name."""
         archive = self.folder / "image.tar"
         mkimage.write_image(archive, name, **kwargs)
-        self.ctr("images", "import", "--snapshotter", "native", archive)
+        # From containerd 2 on the daemon unpacks unless it is told not to, and not for every snapshotter.
+        local = ["--local"] if "--local" in self.ctr("images", "import", "--help").stdout else []
+        self.ctr("images", "import", *local, "--snapshotter", "native", archive)
         archive.unlink()
 
     def stop(self, *cgroups: str) -> None:

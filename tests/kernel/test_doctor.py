@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ def _not_ok(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: check["found"] for name, check in checks.items() if check["state"] != "ok" and name not in DEPENDS}
 
 
-def test_all_is_well_with_a_kubelet() -> None:
+def test_all_is_well_with_a_kubelet(record_property: Callable[[str, object], None]) -> None:
     """With a kubelet that answers every check is ok, each hierarchy has one, and the best ways were taken where this
     kernel has them."""
     with ReplayKubelet(listing(FakePod("a"), FakePod("b"))) as kubelet:
         done, checks = _doctor("--kubelet-read-only-port", kubelet.port, *ALONE)
     assert (done.returncode, _not_ok(checks)) == (0, {})
+    record_property("doctor", sorted(name for name in {"table", "pidfs"} if checks[name]["state"] == "warn"))
     assert "2 pods" in checks["kubelet"]["found"]
     assert checks["source"]["found"].startswith("pods come from kubelet")
     assert "gone after its end" in checks["self-test"]["found"]

@@ -91,6 +91,20 @@ def test_without_btf_it_says_so(tmp_path: Path) -> None:
         btf.read(str(tmp_path / "vmlinux"))
 
 
+@pytest.mark.root
+def test_a_kernel_that_shows_no_btf_ends_the_command() -> None:
+    """Where the kernel shows no BTF a command ends with 69, one error that names it, and one hint."""
+    hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/kernel/btf && exec "$@"', "sh")
+    _is_one_error(_podtracer("lookup", "1", prefix=hide), 69, "BTF", "/sys/kernel/btf/vmlinux")
+
+
+@pytest.mark.root
+def test_a_kernel_that_is_too_old_ends_the_command() -> None:
+    """Where the kernel says that it is older than 5.8, as it can be asked to, a command ends with 69, one error with
+    the release that runs, and one hint with the one that is needed."""
+    _is_one_error(_podtracer("lookup", "1", prefix=("setarch", "--uname-2.6")), 69, "Linux 2.6.", "5.8")
+
+
 @pytest.mark.parametrize("release", ["4.19.0-27-amd64", "5.4.0-generic", "5.7.19"])
 def test_an_old_kernel_is_refused_by_name(release: str) -> None:
     """Below Linux 5.8 the error names the release that runs and the one that is needed."""
@@ -164,7 +178,8 @@ def test_64_mb_are_enough_from_start_to_end(limited: Path) -> None:
 
 @pytest.mark.root
 def test_a_watch_stays_small_with_the_largest_pid_max() -> None:
-    """With pid_max at 4,194,304 the resident memory of a watch on a small node is at most 45 MB."""
+    """With pid_max at 4,194,304 the resident memory of a watch on a small node is at most 45 MB; with Python 3.14,
+    which takes more itself, at most 52."""
     path = Path("/proc/sys/kernel/pid_max")
     before = path.read_text()
     path.write_text("4194304")
@@ -198,10 +213,11 @@ def test_a_watch_stays_small_with_the_largest_pid_max() -> None:
     finally:
         path.write_text(before)
     resident = int(status.partition("VmRSS:")[2].split()[0])
-    assert resident <= 45 * 1024, status
+    assert resident <= (45 if sys.version_info < (3, 14) else 52) * 1024, status
 
 
 @pytest.mark.root
+@pytest.mark.brisk
 def test_a_kubelet_that_is_not_there_is_one_warning(capfd: pytest.CaptureFixture[str]) -> None:
     """Where no kubelet listens a tracer warns once, and answers."""
     warnings: list[str] = []

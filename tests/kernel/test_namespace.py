@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.waiting import SLOW
+from tracer.client import Client
+from tracer.errors import DaemonError
 
 pytestmark = pytest.mark.root
 
@@ -48,6 +52,51 @@ with Tracer(Settings(kubelet="none")) as tracer, tracer.watch() as watch:
 early.kill(); early.wait()
 print(json.dumps(found))
 """
+
+
+# Runs a daemon there, and is its client; says what it was told, and goes on until its input ends.
+DAEMON = """
+import json, os, subprocess, sys
+from pathlib import Path
+from tests.daemon import Daemon
+
+folder, outside = sys.argv[1:]
+words = ("--kubelet", "none", "--cri", "none", "--pods-api", "none", "--http-address", "none")
+early = subprocess.Popen(["sleep", "100"])
+with Daemon(Path(folder), *words) as daemon, daemon.client(timeout=60) as client:
+    late = subprocess.Popen(["sleep", "100"])
+    asked = [client.lookup(pid) for pid in (None, early.pid, late.pid, int(outside))]
+    print(json.dumps([[os.getpid(), early.pid, late.pid], [[i.key.pid, i.state] for i in asked]]), flush=True)
+    sys.stdin.read()
+for child in (early, late):
+    child.kill()
+    child.wait()
+"""
+
+
+def test_a_daemon_in_a_child_namespace_answers_who_it_can_see(tmp_path: Path) -> None:
+    """There clients and their processes have their numbers of that namespace, a number of outside is gone, and a client
+    that comes from outside, whom it has no number for, is refused whoever it asks about."""
+    words = [sys.executable, "-c", DAEMON, str(tmp_path), str(os.getpid())]
+    inside = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--mount-proc", *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert inside.stdout is not None
+        line = inside.stdout.readline()
+        assert line, inside.communicate()[1]
+        pids, asked = json.loads(line)
+        assert pids[0] == 1
+        assert asked == [*([pid, "host"] for pid in pids), [os.getpid(), "gone"]]
+        with Client(str(tmp_path / "podtracer.sock"), timeout=60 * SLOW) as client:
+            for about in (None, 1, os.getpid()):
+                with pytest.raises(DaemonError) as refused:
+                    client.lookup(about)
+                assert refused.value.code == "permission_denied"
+    finally:
+        said = inside.communicate()[1]
+    assert inside.returncode == 0, said
 
 
 def test_a_tracer_in_a_child_namespace_speaks_its_numbers() -> None:

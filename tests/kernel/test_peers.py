@@ -21,7 +21,6 @@ from tests.waiting import SLOW, until
 from tracer import Tracer
 from tracer.model import State
 from tracer.serve.access import Access
-from tracer.serve.peers import has_peer_pidfd
 from tracer.serve.socket import Server
 from tracer.settings import Settings
 from tracer.sources.replay import ReplayKubelet
@@ -74,9 +73,10 @@ def folder() -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=["pidfd", "number"] if has_peer_pidfd() else ["number"])
+@pytest.fixture(params=["best", pytest.param("number", marks=pytest.mark.brisk)])
 def server(request: pytest.FixtureRequest, tracer: Tracer, folder: str) -> Iterator[Server]:
-    """A server that is not started yet, by each way to tell peers that this kernel has."""
+    """A server that is not started yet, by the best way to tell peers that this kernel has, and by that of kernels
+    before 6.5, which they take by themselves."""
     access = Access(GROUP, [frozenset({"k8s:ns:vault", "k8s:sa:admin"})])
     made = Server(tracer, f"{folder}/s.sock", access, status=dict, by_number=request.param == "number")
     yield made

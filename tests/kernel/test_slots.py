@@ -181,12 +181,13 @@ def test_pids_that_collide_have_slots_of_their_own(kernel: Kernel, lab: Run) -> 
     helpers = [lab("with-pid", pid) for pid in pids]
     assert [helper.number() for helper in helpers] == pids
 
-    def right(living: list[int]) -> bool:
+    def told() -> list[int]:
         found = {pid: kernel.slot(pid) for pid in pids}
-        return all(
-            (slot is not None and kernel.tells(slot.ino, pid)) if pid in living else slot is None
-            for pid, slot in found.items()
-        )
+        return [pid for pid, slot in found.items() if slot is not None and kernel.tells(slot.ino, pid)]
+
+    def right(living: list[int]) -> bool:
+        assert told() == living, kernel.programs.counters()
+        return sum(kernel.slot(pid) is not None for pid in pids) == len(living)
 
     assert right(pids)
     if kernel.programs.slots.kind == "table":

@@ -320,6 +320,7 @@ def test_closing_a_watch_ends_its_iteration(node: Node) -> None:
     assert node.tracer.lookup(os.getpid()).state is State.HOST
 
 
+@pytest.mark.brisk
 def test_a_tracer_that_is_closed_meanwhile_says_so() -> None:
     """Look-ups that run in other threads while the tracer is closed end with an answer or with the error that says that
     it is not running, nothing else."""

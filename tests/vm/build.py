@@ -31,7 +31,8 @@ LISTS_AGE = 86400  # seconds after which apt is asked again for the newest kerne
 
 # Where the project lies in the virtual machine, and what it is tested with there.
 HOME = "/opt/podtracer"
-DISTRIBUTION = ("python3-bpfcc", "linux-libc-dev", "python3-venv", "procps", "iproute2", "runc", "busybox-static")
+NEEDED = ("python3-bpfcc", "linux-libc-dev", "python3-venv", "procps", "iproute2")
+DISTRIBUTION = (*NEEDED, "containerd", "runc", "crun", "busybox-static")
 PYTHON = ("pytest", "pytest-timeout")
 BUILD_BACKEND = ("hatchling", "editables")
 # What nobody reads there: an initramfs is memory.
@@ -77,9 +78,9 @@ def mirror() -> str:
 
 
 class Apt:
-    """apt with one suite and its own lists, beside this machine's."""
+    """apt with one suite and its own lists, beside this machine's; ``fresh`` asks for new ones in any case."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, *, fresh: bool = False) -> None:
         self.suite = suite
         self._folder = cache() / "apt" / suite
         for name in ("lists/partial", "cache/archives/partial"):
@@ -96,7 +97,7 @@ class Apt:
             }.items()
         ]
         stamp = self._folder / "updated"
-        if stamp.exists() and time.time() - stamp.stat().st_mtime < LISTS_AGE:
+        if not fresh and stamp.exists() and time.time() - stamp.stat().st_mtime < LISTS_AGE:
             return
         site = mirror() + ("-security" if suite.endswith("-security") else "")
         sources.write_text(f"deb [signed-by={KEYRING}] {site} {suite} main\n")
@@ -136,20 +137,30 @@ def newest(packages: Iterable[str]) -> str:
 
 
 def kernel(suite: str, series: str) -> Kernel:
-    """The newest kernel of a series ("6.1", "newest" for any) that the suite has, for clouds: without hardware."""
+    """The newest kernel of a series ("6.1", "newest" for any) that the suite has, for clouds: without hardware.
+
+    One that has been replaced since the suite's lists were read is looked for once more.
+    """
+    try:
+        return _kernel(Apt(suite), series)
+    except BuildError:
+        return _kernel(Apt(suite, fresh=True), series)
+
+
+def _kernel(apt: Apt, series: str) -> Kernel:
     number = r"[0-9]+\.[0-9]+" if series == "newest" else re.escape(series)
     pattern = f"^linux-(image|binary)-{number}[.-][0-9][^ ]*-cloud-amd64$"
-    found = Apt(suite).names(pattern)
+    found = apt.names(pattern)
     if not found:
-        raise BuildError(f"{suite} has no kernel {series} any more")
+        raise BuildError(f"{apt.suite} has no kernel {series} any more")
     # Where image and boot loader's parts are separate packages, it is "binary" that holds the image.
     binaries = [name for name in found if name.startswith("linux-binary-")]
     package = newest(binaries or found)
     release = _release(package)
     folder = cache() / "kernels" / release
     if not folder.exists():
-        with _made(folder) as part:
-            Apt(suite).unpack(package, part)
+        with made(folder) as part:
+            apt.unpack(package, part)
     image = next(folder.rglob("vmlinuz*"), None)
     if image is None:
         raise BuildError(f"{package} holds no kernel image")
@@ -157,7 +168,7 @@ def kernel(suite: str, series: str) -> Kernel:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[Path]:
+def made(folder: Path) -> Iterator[Path]:
     """A folder that is there whole or not at all."""
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     part.mkdir(parents=True)
@@ -185,7 +196,7 @@ def _bootstrapped(suite: str) -> Path:
     """A minimal distribution with bcc, unpacked."""
     folder = cache() / "roots" / f"{suite}-{_key(DISTRIBUTION)}"
     if not folder.exists():
-        with _made(folder) as part:
+        with made(folder) as part:
             site = mirror()
             run("debootstrap", "--variant=minbase", f"--include={','.join(DISTRIBUTION)}", suite, part, site)
             for path in USELESS:
@@ -217,6 +228,12 @@ def _install(root: Path) -> None:
         clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         inside = ("chroot", root, f"{venv}/bin/python", "-m", "pip", "--quiet", "--isolated", "install", *offline)
         run(*inside, *PYTHON, "--editable", HOME, env=clean)
+
+
+def installed(suite: str) -> Path:
+    """The folder of a distribution with the project's environment in it, to be read."""
+    distribution(suite)
+    return _bootstrapped(suite)
 
 
 def distribution(suite: str) -> Path:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
-import struct
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -20,8 +18,8 @@ import pytest
 
 from tests.kernel.lab import Kernel
 from tests.vm.plan import selection
-
-SO_PEERPIDFD = 77
+from tracer import doctor
+from tracer.serve.peers import has_peer_pidfd
 
 
 def arguments(path: str = "/proc/cmdline") -> dict[str, str]:
@@ -30,23 +28,12 @@ def arguments(path: str = "/proc/cmdline") -> dict[str, str]:
     return {key.removeprefix("podtracer."): value for key, _, value in words if key.startswith("podtracer.")}
 
 
-def _peer_pidfd() -> bool:
-    ours, theirs = socket.socketpair(socket.AF_UNIX)
-    with ours, theirs:
-        try:
-            (fd,) = struct.unpack("i", ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4))
-        except OSError:
-            return False
-        os.close(fd)
-    return True
-
-
 def machine() -> dict[str, Any]:
     """Which kernel and user space this is."""
     return {
         "release": platform.release(),
         "python": platform.python_version(),
-        "peer_pidfd": _peer_pidfd(),
+        "peer_pidfd": has_peer_pidfd(),
         "cpus": os.cpu_count(),
         "pid_max": int(Path("/proc/sys/kernel/pid_max").read_text()),
     }
@@ -54,11 +41,9 @@ def machine() -> dict[str, Any]:
 
 def ways(kernel: Kernel) -> dict[str, Any]:
     """Which ways the tracer takes here."""
-    import bcc
-
     features = kernel.programs.features
     return {
-        "bcc": bcc.__version__,
+        "bcc": doctor.bcc().found.partition(",")[0],  # importing it would warn, and cost 100 MB
         "no_table": features.no_table,
         "no_iterator": features.no_iterator,
         "pidfs": features.pidfs,
@@ -97,8 +82,10 @@ class Told:
         self.tell(started=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keeps set-up, call and tear-down."""
+        """Keeps set-up, call and tear-down; what a test records was found here."""
         self._phases.append(report)
+        if report.when == "teardown" and report.user_properties:
+            self.tell(found=dict(report.user_properties))
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """The worst of its phases is the test's outcome."""

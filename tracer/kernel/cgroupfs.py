@@ -31,6 +31,7 @@ _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
 
 class _Handle(ctypes.Structure):
+    _layout_ = "ms"  # what _pack_ means; from Python 3.14 on it has to be said
     _pack_ = 4
     _fields_ = (("size", ctypes.c_uint32), ("type", ctypes.c_int32), ("id", ctypes.c_uint64))
 
