@@ -35,7 +35,7 @@ _SCRIPT = "echo $$$$ > /podtracer/ask; exec sleep 1000000"
 WITH, WITHOUT, SPIRE = "podtracer", "podtracer, --cri none", "SPIRE's way"
 METHOD = (
     "complete: the look-up that is made when the entrypoint's first act is read is resolved and settled. later: how "
-    "long after that it was, 0 where it was complete; asked again every millisecond.",
+    "long after that it was, 0 where it was complete; asked again every millisecond, of daemons over their sockets.",
     "SPIRE's way: the whole pod list is fetched when asked, and every 500 ms until the container is in it. All ways on "
     "the same starts.",
 )
