@@ -22,7 +22,7 @@ from tracer.model import CgroupEvent, CgroupEventKind, Event, ProcessEvent, Proc
 from tracer.scout import Scout, first_choice
 
 _BATCH = 512  # process records between two looks at the ring of births
-_RESCAN_GAP = 100_000_000  # ns between two scans at least
+_RESCAN_GAP = 50_000_000  # ns between two scans at least
 _MISSED_GAP = 5_000_000_000  # ns between two looks at runs that the kernel left out: a few files to read
 _REPAIRED = 4096  # processes with an empty slot that are remembered
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
