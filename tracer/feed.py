@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from tracer import pidfd
@@ -247,10 +248,10 @@ class Feed:
             self.want_scan()
 
     def _rescan(self) -> None:
-        started = boottime()
+        started = time.thread_time_ns()  # what it takes of a processor, however long it has to wait for one
         self._scan_due = None
         self.scan()
-        took = boottime() - started
+        took = time.thread_time_ns() - started
         self._scan_after = boottime() + max(_RESCAN_GAP, 3 * took)
 
     def scan(self) -> None:
