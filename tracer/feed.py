@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from tracer import pidfd
@@ -22,7 +23,7 @@ from tracer.model import CgroupEvent, CgroupEventKind, Event, ProcessEvent, Proc
 from tracer.scout import Scout, first_choice
 
 _BATCH = 512  # process records between two looks at the ring of births
-_RESCAN_GAP = 100_000_000  # ns between two scans at least
+_RESCAN_GAP = 50_000_000  # ns between two scans at least
 _MISSED_GAP = 5_000_000_000  # ns between two looks at runs that the kernel left out: a few files to read
 _REPAIRED = 4096  # processes with an empty slot that are remembered
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
@@ -247,10 +248,10 @@ class Feed:
             self.want_scan()
 
     def _rescan(self) -> None:
-        started = boottime()
+        started = time.thread_time_ns()  # what it takes of a processor, however long it has to wait for one
         self._scan_due = None
         self.scan()
-        took = boottime() - started
+        took = time.thread_time_ns() - started
         self._scan_after = boottime() + max(_RESCAN_GAP, 3 * took)
 
     def scan(self) -> None:

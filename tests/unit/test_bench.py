@@ -48,10 +48,19 @@ def test_every_figure_of_a_summary_was_measured(samples: list[float]) -> None:
     """A summary drops nothing and makes nothing up: its figures are samples, in order, and its ends are the ends."""
     found = summarize(samples, "µs")
     assert found is not None
-    figures = [found.min, found.p50, found.p90, found.p99, found.p999, found.max]
+    tail = [figure for figure in (found.p90, found.p99, found.p999) if figure is not None]
+    figures = [found.min, found.p50, *tail, found.max]
     assert figures == sorted(figures)
     assert set(figures) <= set(samples)
     assert (found.count, found.min, found.max) == (len(samples), min(samples), max(samples))
+
+
+@pytest.mark.parametrize(("count", "told"), [(9, 0), (10, 1), (99, 1), (100, 2), (999, 2), (1000, 3)])
+def test_a_quantile_that_is_the_maximum_is_not_told(count: int, told: int) -> None:
+    """p90 takes ten samples, p99 a hundred, p99.9 a thousand; of fewer it would only be their maximum again."""
+    found = summarize([float(n) for n in range(count)], "ms")
+    assert found is not None
+    assert [found.p90, found.p99, found.p999].count(None) == 3 - told
 
 
 def test_nothing_measured_is_no_summary() -> None:
@@ -206,8 +215,8 @@ def test_a_report_is_one_object_of_json() -> None:
     assert found["ok"] is True
     row = found["tables"][0]["rows"][0]
     assert row == {
-        "pods": 3, "way": "podtracer", "unit": "µs", "count": 3, "min": 1.0, "p50": 2.0, "p90": 30_000.0,
-        "p99": 30_000.0, "p99.9": 30_000.0, "max": 30_000.0, "times": 1.0,
+        "pods": 3, "way": "podtracer", "unit": "µs", "count": 3, "min": 1.0, "p50": 2.0, "p90": None, "p99": None,
+        "p99.9": None, "max": 30_000.0, "times": 1.0,
     }  # fmt: skip
     assert found["tables"][1]["rows"] == [{"what": "lost", "count": 0}]
 
@@ -226,7 +235,7 @@ def test_a_report_for_people_shows_every_figure_with_its_spread() -> None:
     shown = "".join(bench_output.text(_report(interrupted=True), colored=False))
     header = next(line for line in shown.splitlines() if line.startswith("pods"))
     assert header.split() == ["pods", "way", "p50", "p90", "p99", "p99.9", "min", "max", "unit", "n", "times"]
-    assert re.search(r"^3 +podtracer +2\.00 +30,000 .* µs +3 +1\.00$", shown, re.M)
+    assert re.search(r"^3 +podtracer +2\.00 +- .* 30,000 +µs +3 +1\.00$", shown, re.M)
     assert "interrupted after" in shown
 
 

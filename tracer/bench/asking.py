@@ -82,11 +82,15 @@ def _in_turn(
             report.add(
                 "over the socket, of an echo",
                 {key: value for key, value in labels.items() if key != "asked"},
-                p50=round(mine.p50 / bare.p50, 2),
-                p90=round(mine.p90 / bare.p90, 2),
-                p99=round(mine.p99 / bare.p99, 2),
+                p50=_ratio(mine.p50, bare.p50),
+                p90=_ratio(mine.p90, bare.p90),
+                p99=_ratio(mine.p99, bare.p99),
                 n=mine.count,
             )
+
+
+def _ratio(mine: float | None, bare: float | None) -> float | None:
+    return round(mine / bare, 2) if mine is not None and bare is not None else None
 
 
 def _timed(act: Callable[[], object]) -> float:

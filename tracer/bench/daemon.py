@@ -40,7 +40,7 @@ class Daemon:
             self._child = subprocess.Popen(
                 [
                     sys.executable,
-                    "-S",
+                    "-SP",
                     "-m",
                     "tracer.bench.launch",
                     str(os.getpid()),
@@ -69,7 +69,17 @@ class Daemon:
         return self._child.pid
 
     def _command(self, settings: Settings) -> list[str]:
-        words = [sys.executable, "-m", "tracer.cli.main", "daemon", "--socket", self.socket, "--http-address", "none"]
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "tracer.cli.main",
+            "daemon",
+            "--socket",
+            self.socket,
+            "--http-address",
+            "none",
+        ]
         words += ["--config", self._config]
         for each in fields(settings):
             value = getattr(settings, each.name)

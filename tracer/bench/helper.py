@@ -37,7 +37,7 @@ class Helper:
     """
 
     def __init__(self, module: str, *words: str, pass_fds: Sequence[int] = (), site: bool = False) -> None:
-        flags = () if site else ("-S",)
+        flags = ("-P",) if site else ("-SP",)
         self.module = module
         self._noise = open(os.memfd_create("podtracer-bench"), "w+b")  # noqa: SIM115, closed by end()
         self._child = subprocess.Popen(

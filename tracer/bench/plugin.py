@@ -47,7 +47,7 @@ class Plugin:
     def __init__(self, socket: str) -> None:
         self._stack = ExitStack()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tracer.cli.main", "spire-plugin"],
+            [sys.executable, "-P", "-m", "tracer.cli.main", "spire-plugin"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

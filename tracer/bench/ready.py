@@ -16,12 +16,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
+from tracer.bench.daemon import Daemon
 from tracer.bench.kubectl import Kubectl
 from tracer.bench.report import Label, Report
 from tracer.bench.spire_way import CACHED, SpireWay
+from tracer.client import Client
 from tracer.errors import TracerError
 from tracer.model import State
-from tracer.node import Tracer
 from tracer.settings import Settings
 from tracer.sources.kubelet import KubeletEndpoint
 
@@ -34,7 +35,7 @@ _SCRIPT = "echo $$$$ > /podtracer/ask; exec sleep 1000000"
 WITH, WITHOUT, SPIRE = "podtracer", "podtracer, --cri none", "SPIRE's way"
 METHOD = (
     "complete: the look-up that is made when the entrypoint's first act is read is resolved and settled. later: how "
-    "long after that it was, 0 where it was complete; asked again every millisecond.",
+    "long after that it was, 0 where it was complete; asked again every millisecond, of daemons over their sockets.",
     "SPIRE's way: the whole pod list is fetched when asked, and every 500 ms until the container is in it. All ways on "
     "the same starts.",
 )
@@ -51,7 +52,7 @@ def run(
     starts: int = STARTS,
     hooked: int = HOOKED,
     progress: Callable[[str], None],
-    warn: Callable[[str], None],
+    warn: Callable[[str], None],  # noqa: ARG001
 ) -> None:
     """Fills the report. Raises ``MissingError`` where there is no cluster."""
     report.settings = {"pods": list(pods), "starts": starts, "hooked": hooked, "hook_s": HOOK, "image": image}
@@ -69,9 +70,7 @@ def run(
         for name, cri in ((WITH, settings.cri), (WITHOUT, "none")):
             if name == WITHOUT and settings.cri == "none":
                 continue
-            tracer = Tracer(replace(settings, cri=cri), warn=warn, note=lambda _: None)
-            ask.tracers[name] = stack.enter_context(tracer)
-            tracer.wait_synced(30)
+            ask.clients[name] = stack.enter_context(Daemon(replace(settings, cri=cri))).client
         ask.spire = stack.enter_context(SpireWay(endpoint, settings.procfs))
         made = 0
         for count in sorted(pods):
@@ -126,7 +125,7 @@ def _start(
     progress: Callable[[str], None],
 ) -> None:
     """So many starts, one after the other."""
-    later: dict[str, list[float]] = {name: [] for name in (*ask.tracers, SPIRE)}
+    later: dict[str, list[float]] = {name: [] for name in (*ask.clients, SPIRE)}
     try:
         for number in range(times):
             progress(
@@ -159,7 +158,7 @@ class _Fifo:
         os.chmod(path, 0o666)  # noqa: S103, see above
         # Open for both, so that whoever writes does not wait for us.
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.tracers: dict[str, Tracer] = {}
+        self.clients: dict[str, Client] = {}
         self.spire: SpireWay | None = None
 
     def one(self) -> dict[str, float]:
@@ -178,10 +177,10 @@ class _Fifo:
         pid = int(said)
         later: dict[str, float] = {}
         again = 0.0
-        while len(later) < len(self.tracers) + 1:
-            for name, tracer in self.tracers.items():
+        while len(later) < len(self.clients) + 1:
+            for name, client in self.clients.items():
                 if name not in later:
-                    identity = tracer.lookup(pid)
+                    identity = client.lookup(pid)
                     if identity.state is State.RESOLVED and identity.workload.settled:
                         later[name] = (time.monotonic() - begun) * 1e3 if again else 0.0
             now = time.monotonic()

@@ -6,23 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999))
+_TAIL = ((0.9, 10), (0.99, 100), (0.999, 1000))  # (share, samples that it takes)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A median is never without its spread. All but ``count`` are in ``unit``; each is a value that was measured."""
+    """A median is never without its spread. All but ``count`` are in ``unit``; each is a value that was measured. A
+    quantile that so few samples cannot tell from their maximum is ``None``."""
 
     unit: str
     count: int
     min: float
     p50: float
-    p90: float
-    p99: float
-    p999: float
+    p90: float | None
+    p99: float | None
+    p999: float | None
     max: float
 
-    def to_dict(self) -> dict[str, float | str]:
+    def to_dict(self) -> dict[str, float | str | None]:
         """The figures under the names that JSON has."""
         found = asdict(self)
         found["p99.9"] = found.pop("p999")
@@ -39,8 +40,9 @@ def summarize(samples: Sequence[float], unit: str) -> Summary | None:
     if not samples:
         return None
     ordered = sorted(samples)
-    ranks = [quantile(ordered, share) for _, share in QUANTILES]
-    return Summary(unit, len(ordered), ordered[0], ranks[0], ranks[1], ranks[2], ranks[3], ordered[-1])
+    size = len(ordered)
+    p90, p99, p999 = (quantile(ordered, share) if size >= least else None for share, least in _TAIL)
+    return Summary(unit, size, ordered[0], quantile(ordered, 0.5), p90, p99, p999, ordered[-1])
 
 
 def curve(samples: Sequence[float], points: int = 400) -> tuple[list[float], list[float]]:
