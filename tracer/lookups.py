@@ -89,12 +89,13 @@ class Lookups:
 
     def _is_known(self, feed: Feed, pid: int, slot: Slot) -> bool:
         """Whether the answer can do without what is unread, when that is more than a few records and no cgroup's: this
-        very process and the cgroup that its slot names are known already. Else look-ups in a storm would pay for the
+        very process is known to be in the cgroup that its slot names. Else look-ups in a storm would pay for the
         storm. Who it is stays exact; what the process calls itself may be as old as the last drain."""
         if feed.unread() <= _FEW or feed.programs.cgroups.pending():
             return False
         known = self._index.processes.get(pid)
-        return known is not None and known.key.ino == slot.ino and slot.cgroup in self._index.cgroups.views
+        is_as_told = known is not None and known.key.ino == slot.ino and known.cgroup == slot.cgroup
+        return is_as_told and slot.cgroup in self._index.cgroups.views
 
     def lookup_pidfd(
         self, fd: int, *, parity: bool = False, mode: Mode | None = None, container_selectors: bool = True
