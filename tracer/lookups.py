@@ -184,6 +184,8 @@ class Lookups:
         view = index.cgroups.views.get(cgroup)
         if known is None or known.key.ino != ino or view is None or index.uncertain or hierarchy != index.hierarchy:
             return self._answer_slowly(pid, slot)
+        if known.cgroup != cgroup:  # it has moved: how that came about is still unread
+            return self._answer_slowly(pid, slot)
         entry = view.entry
         if entry is not None and entry.workload.state is State.PENDING:
             return self._answer_slowly(pid, slot)
