@@ -16,7 +16,7 @@ import pytest
 
 from tests.container.pods import is_the_pods
 from tests.containers import Container
-from tests.machine import cgroup_folders
+from tests.machine import CgroupsMade, cgroup_folders
 from tests.node import FakePod, listing
 from tests.podtracer import COMMAND
 from tests.runc import CGROUPS_INSIDE, Runc, RuncContainer
@@ -107,16 +107,19 @@ def tracers(kubelet: ReplayKubelet) -> Iterator[Callable[[str], Tracer]]:
 def start(request: pytest.FixtureRequest, runtime: str) -> Iterator[Start]:
     """Starts containers by the runtime that the test asks for, and removes them."""
     started: list[Container | RuncContainer] = []
+    made = CgroupsMade()
     maker: Any = request.getfixturevalue(runtime.partition("-")[0])
     options = {"options": ("--runc-binary", "crun")} if runtime == "containerd-crun" else {}
 
-    def run(*args: str, **words: Any) -> Container | RuncContainer:
-        started.append(maker.run(*args, **options, **words))
+    def run(*args: str, cgroup: str, **words: Any) -> Container | RuncContainer:
+        made.about_to_make(cgroup)  # the next test may have another runtime, which would not know who made the parents
+        started.append(maker.run(*args, cgroup=cgroup, **options, **words))
         return started[-1]
 
     yield run
     for container in started:
         container.remove()
+    made.remove()
 
 
 def _is_the_pods(tracer: Tracer, pid: int, pod: FakePod) -> bool:

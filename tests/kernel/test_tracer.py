@@ -353,4 +353,5 @@ def test_starting_and_closing_leaves_nothing_open() -> None:
     for _ in range(10):
         with Tracer(Settings(kubelet="none", cri="none")):
             pass
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert len(os.listdir("/proc/self/fd")) == before[0]
+    assert threading.active_count() <= before[1]  # one of an earlier test may have ended meanwhile
