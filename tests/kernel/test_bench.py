@@ -97,6 +97,8 @@ def test_lookups_are_measured_beside_the_way_they_replace() -> None:
     assert ways == {"podtracer", "SPIRE's way, cached", "SPIRE's way, fetch"}
     assert {(row["pods"], row["processes"]) for row in rows} == {(2, 40), (5, 10), (5, 40)}
     assert all(row["min"] <= row["p50"] <= row["max"] for row in rows)
+    assert {row["server"] for row in _rows(found, "over the socket")} == {"podtracer", "echo"}
+    assert {row["asked"] for row in _rows(found, "through the plugin")} == {"Attest"}
 
 
 def test_a_storm_is_measured_with_and_without() -> None:

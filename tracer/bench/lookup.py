@@ -104,8 +104,7 @@ def run(
                     progress("over the socket")
                     with Daemon(site.settings) as daemon:
                         ask(report, daemon, holder.pids, rounds * SOCKET, plotted=True)
-                        if plugin.is_there():
-                            plugin.ask(report, daemon.socket, holder.pids, rounds * PLUGIN, asking.GAP)
+                        plugin.ask(report, daemon.socket, holder.pids, rounds * PLUGIN, asking.GAP)
 
 
 def run_here(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import select
 import subprocess
@@ -120,8 +119,3 @@ def ask(report: Report, socket: str, pids: Sequence[int], seconds: float, gap: f
                         time.sleep(wait)
             finally:
                 report.add("through the plugin", labels, samples, series=None if wait else "through the plugin, Attest")
-
-
-def is_there() -> bool:
-    """Whether this podtracer has the plugin."""
-    return os.path.exists(os.path.join(os.path.dirname(__file__), "../serve/go_plugin.py"))
