@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tracer.issuing import Issuing
 
 Mode = Literal["strict", "parity"]
-_FEW = 8  # unread records that a look-up takes in by the way
+_NEWEST = 128  # unread records that a look-up looks through
+_PID_FIELD = 1  # of a record of a process, see wire.PROCESS
 _RETRIES = 3  # look-ups of a process that moves while its files are read
 T = TypeVar("T")
 
@@ -77,25 +78,26 @@ class Lookups:
 
     def _lookup_in(self, feed: Feed, pid: int, verify: bool) -> Identity:
         slot = feed.programs.slots.read(pid)
-        if feed.behind() and not (slot and self._is_known(feed, pid, slot)) and feed.lock.acquire(blocking=False):
-            try:
+        if feed.behind() and not (slot and self._is_known(feed, pid, slot)):
+            with feed.lock:
                 feed.drain()
-            finally:
-                feed.lock.release()
             slot = feed.programs.slots.read(pid)
         if slot is None or verify or not feed.programs.features.pidfs:
             return self._lookup_pinned(pid)
         return self._answer(pid, slot)
 
     def _is_known(self, feed: Feed, pid: int, slot: Slot) -> bool:
-        """Whether the answer can do without what is unread, when that is more than a few records and no cgroup's: this
-        very process is known to be in the cgroup that its slot names. Else look-ups in a storm would pay for the
-        storm. Who it is stays exact; what the process calls itself may be as old as the last drain."""
-        if feed.unread() <= _FEW or feed.programs.cgroups.pending():
-            return False
+        """Whether the answer can do without what is unread: this very process is known to be in the cgroup that its
+        slot names, and the newest records, as far as they are looked through, are of others. Else each look-up would
+        pay for what everybody does. Who it is stays exact; in a storm what the process calls itself may be as old as
+        the last drain."""
         known = self._index.processes.get(pid)
-        is_as_told = known is not None and known.key.ino == slot.ino and known.cgroup == slot.cgroup
-        return is_as_told and slot.cgroup in self._index.cgroups.views
+        if known is None or known.key.ino != slot.ino or known.cgroup != slot.cgroup:
+            return False
+        programs = feed.programs
+        if slot.cgroup not in self._index.cgroups.views or programs.cgroups.pending():
+            return False
+        return not programs.processes.names(pid, _PID_FIELD, _NEWEST)
 
     def lookup_pidfd(
         self, fd: int, *, parity: bool = False, mode: Mode | None = None, container_selectors: bool = True

@@ -110,6 +110,23 @@ def test_a_process_is_its_pods_from_its_first_record(node: Node) -> None:
     assert node.tracer.lookup(child.pid).state is State.GONE
 
 
+def test_what_a_process_has_become_is_told_while_others_are_busy(node: Node, lab: Run) -> None:
+    """The look-up after an exec has the new name and its source, among unread records of others."""
+    for _ in range(10):
+        child = subprocess.Popen(["/bin/sh", "-c", "read x; exec sleep 100"], stdin=subprocess.PIPE)
+        until(lambda child=child: node.tracer.lookup(child.pid).process.comm == "sh", 10, "the shell to be known")
+        lab("forks", 10).number()
+        assert child.stdin is not None
+        child.stdin.close()
+        comm = Path(f"/proc/{child.pid}/comm")
+        until(lambda comm=comm: comm.read_text() == "sleep\n", 10, "the exec", interval=0)
+        process = node.tracer.lookup(child.pid).process
+        assert process is not None
+        assert (process.comm, process.source) == ("sleep", "exec")
+        child.kill()
+        child.wait()
+
+
 def test_a_process_that_moves_is_answered_by_where_it_is_now(node: Node, lab: Run) -> None:
     """Between two containers and out to the host, every look-up after a move has the new place, and its source."""
     first, second = node.cgroup(CART.cgroup()), node.cgroup(VICTIM.cgroup())

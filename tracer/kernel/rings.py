@@ -33,6 +33,7 @@ class Ring:
         self._consumer = memoryview(self._consumer_map)[:8].cast("Q")
         self._producer = memoryview(self._producer_map)[:8].cast("Q")
         self._data = memoryview(self._producer_map)[page:]
+        self._words = self._data.cast("I")
         # Records are padded to 8 bytes; the header is decoded along.
         self._layout = struct.Struct(f"<2I{record.format[1:]}{-record.size % 8}x")
 
@@ -43,6 +44,15 @@ class Ring:
     def unread(self) -> int:
         """How many records are unread."""
         return (self._producer[0] - self._consumer[0]) // self._layout.size
+
+    def names(self, number: int, field: int, newest: int) -> bool:
+        """Whether one of the ``newest`` unread records has this number in a 4-byte field, the ``field``-th 4 bytes of
+        its layout: reads of memory only."""
+        stride = self._layout.size
+        producer, consumer = self._producer[0], self._consumer[0]
+        at = max(consumer, producer - newest * stride)
+        first = ((at & self._mask) + _HEADER.size) // 4 + field
+        return number in self._words[first : first + (producer - at) // 4 : stride // 4]
 
     def drain(self, at_most: int = 1 << 20) -> list[tuple[Any, ...]]:
         """Up to ``at_most`` records in order, each the tuple of its layout."""
@@ -65,7 +75,7 @@ class Ring:
 
     def close(self) -> None:
         """Unmaps the ring; the descriptor belongs to whoever opened it."""
-        for view in (self._consumer, self._producer, self._data):
+        for view in (self._words, self._consumer, self._producer, self._data):
             view.release()
         self._consumer_map.close()
         self._producer_map.close()
