@@ -113,18 +113,17 @@ def test_a_process_is_its_pods_from_its_first_record(node: Node) -> None:
 def test_what_a_process_has_become_is_told_while_others_are_busy(node: Node, lab: Run) -> None:
     """The look-up after an exec has the new name and its source, among unread records of others."""
     for _ in range(10):
-        child = subprocess.Popen(["/bin/sh", "-c", "read x; exec sleep 100"], stdin=subprocess.PIPE)
-        until(lambda child=child: node.tracer.lookup(child.pid).process.comm == "sh", 10, "the shell to be known")
-        lab("forks", 10).number()
-        assert child.stdin is not None
-        child.stdin.close()
-        comm = Path(f"/proc/{child.pid}/comm")
-        until(lambda comm=comm: comm.read_text() == "sleep\n", 10, "the exec", interval=0)
-        process = node.tracer.lookup(child.pid).process
+        words = ["/bin/sh", "-c", "read x; exec cat"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            node.tracer.lookup(child.pid)
+            lab("forks", 10).number()
+            child.stdin.write(b"x\ny")
+            assert child.stdout.read(1) == b"y"  # which the new program says
+            process = node.tracer.lookup(child.pid).process
         assert process is not None
-        assert (process.comm, process.source) == ("sleep", "exec")
-        child.kill()
-        child.wait()
+        assert (process.comm, process.source) == ("cat", "exec")
 
 
 def test_a_process_that_moves_is_answered_by_where_it_is_now(node: Node, lab: Run) -> None:
