@@ -42,7 +42,7 @@ def run(
     report: Report,
     settings: Settings,
     *,
-    duration: float = 30.0,
+    duration: float = 24.0,
     progress: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> None:

@@ -126,7 +126,7 @@ def lookup(app: App, format_: str, plot: str | None, here: bool, rounds: int, **
 
 
 @command.command("storm", cls=options.Command)
-@click.option("--duration", type=Duration(), default=30.0, metavar="D", help="All storms together. [30s]")
+@click.option("--duration", type=Duration(), default=24.0, metavar="D", help="All storms together. [24s]")
 @_shared
 def storm(app: App, format_: str, plot: str | None, duration: float) -> int:
     """Fork and exec as fast as the machine can, with podtracer and without.
