@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 FIXED = ("procfs", "cgroupfs", "cgroup_prefix", "mode")
 """Settings that stay what they were when the tracer was started."""
 _ALIVE = 30.0  # seconds
+_SERVED = 8192  # events that are kept for a watch that is served, beside its snapshot
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _log = logging.getLogger("podtracer")
 
@@ -268,7 +269,11 @@ class Tracer(About):
         thread, when events were queued."""
         feed = self._live
         parity = parity or self._view.changes_mode
-        watch = Watch(self._unsubscribe, on_event=on_event)
+        if on_event is None:
+            watch = Watch(self._unsubscribe)
+        else:  # one of many perhaps, for readers that nobody knows
+            most = _SERVED + len(self._index.processes)
+            watch = Watch(self._unsubscribe, limit=most, on_event=on_event)
         with feed.lock:
             feed.drain()
             if snapshot:
