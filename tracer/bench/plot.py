@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from io import BytesIO
 from typing import Any
@@ -76,7 +77,11 @@ def _curves(axes: Any, report: Report) -> None:
     axes.set_ylabel("share of them, %")
     axes.set_ylim(0, 101)
     axes.grid(True, which="major", alpha=0.4)
-    axes.legend(loc="lower right", fontsize=9)
+    # Whole decades, so that the axis has figures on it however narrow the curves are; beside them is no room to read.
+    least = min(value for samples in report.series.values() for value in samples)
+    most = max(value for samples in report.series.values() for value in samples)
+    axes.set_xlim(10 ** math.floor(math.log10(max(least, 1e-3))), 10 ** math.ceil(math.log10(max(most, 1e-2))))
+    axes.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
 
 
 def _bars(axes: Any, report: Report) -> None:
