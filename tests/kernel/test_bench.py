@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ def test_nothing_outlives_a_bench_that_is_killed() -> None:
     child.wait()
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in inside), 10, "them to end")
     _bench("start", "--processes", "1", "--runs", "1")
+    assert list(Path(tempfile.gettempdir()).glob(f"podtracer-bench-{child.pid}-*")) == []
 
 
 def test_without_root_nothing_is_measured() -> None:

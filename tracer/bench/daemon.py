@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import fields
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from tracer.bench.facts import resident
-from tracer.bench.helper import environment
+from tracer.bench.helper import environment, private_folder
 from tracer.client import Client
 from tracer.errors import DaemonUnreachable, TracerError
 from tracer.settings import Settings
@@ -32,7 +31,7 @@ class Daemon:
         self._stack = ExitStack()
         self._memory = memory
         try:
-            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="podtracer-bench-"))
+            folder = self._stack.enter_context(private_folder())
             self.socket = f"{folder}/socket"
             self._config = f"{folder}/config.yaml"
             Path(self._config).touch()  # whatever this machine's daemon is told is not for this one

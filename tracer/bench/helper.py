@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,16 @@ _PATH = os.pathsep.join(
     filter(None, [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH"), *sys.path])
 )
 _PATIENCE = 10.0  # seconds for a helper to end by itself
+
+
+def private_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for sockets, named by who made it; those of benches that were killed are removed."""
+    top = Path(tempfile.gettempdir())
+    for left in top.glob("podtracer-bench-*-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"podtracer-bench-{os.getpid()}-")
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -17,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from tracer.bench.daemon import Daemon
+from tracer.bench.helper import private_folder
 from tracer.bench.kubectl import Kubectl
 from tracer.bench.report import Label, Report
 from tracer.bench.spire_way import CACHED, SpireWay
@@ -62,7 +62,7 @@ def run(
     node = kubectl.node(settings.node_name)
     with ExitStack() as stack:
         namespace = f"podtracer-bench-{os.getpid()}"
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="podtracer-bench-"))
+        folder = stack.enter_context(private_folder())
         os.chmod(folder, 0o755)  # noqa: S103, a container of any user writes into the FIFO
         ask = stack.enter_context(_Fifo(f"{folder}/ask"))
         stack.callback(_remove, kubectl, namespace)
