@@ -18,6 +18,7 @@ import pytest
 from tests.desk import CART, HOST, PENDING, FakeDesk
 from tests.waiting import until
 from tracer import clock
+from tracer.client import Client
 from tracer.errors import MissingError
 from tracer.model import Event, State, Workload
 from tracer.protocol import MAX_LINE
@@ -470,6 +471,39 @@ def test_a_pidfd_that_is_sent_along_says_who_is_meant(desk: FakeDesk, served: Se
         os.close(fd)
         child.kill()
         child.wait()
+
+
+def test_a_descriptor_that_is_not_taken_is_never_answered_as_the_peer_itself(desk: FakeDesk, served: Served) -> None:
+    """Who may not ask about others is refused, not told of itself; who may by then sends it again."""
+    as_pod(desk)
+    fd = os.pidfd_open(os.getppid())
+    try:
+        peer = served.peer()
+        _with_fds(peer, b'{"id":1,"op":"lookup"}\n{"id":2,"op":"lookup"}\n{"id":3,', fd)
+        peer.send(b'"op":"lookup"}\n{"id":4,"op":"lookup"}\n')
+        said = {line["id"]: line for _ in range(4) if (line := peer.line())}
+        assert said[3]["error"]["code"] == "permission_denied"
+        assert [said[number]["result"]["pid"] for number in (1, 2, 4)] == [os.getpid()] * 3
+        desk.workloads[os.getpid()] = HOST
+        with Client(served.path) as client:
+            desk.workloads[os.getpid()] = CART
+            client.lookup()
+            desk.workloads[os.getpid()] = HOST
+            assert client.lookup(pidfd=fd).key.pid == os.getppid()
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_the_first_request_of_a_connection_may_bring_a_descriptor(served: Served, *, by_number: bool) -> None:
+    """Also where who asks has to be shown first, as before Linux 6.5."""
+    served.start(by_number=by_number)
+    fd = os.pidfd_open(os.getppid())
+    try:
+        with Client(served.path) as client:
+            assert client.lookup(pidfd=fd).key.pid == os.getppid()
+    finally:
+        os.close(fd)
 
 
 def _descriptors() -> int:
