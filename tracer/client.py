@@ -47,12 +47,16 @@ class Connection:
         """The first reply to a request, a descriptor sent beside it, until ``end`` (of the monotonic clock). Raises
         what the daemon answers as an error."""
         nonce: str | None = None
+        sends_again = fd is not None
         while True:
             self._number += 1
             self._send(protocol.request(self._number, op, {**fields, "nonce": nonce}), fd)
             said = self._answer(self._number, end)
             if said.error is None:
                 return said
+            if sends_again and said.error.code == "not_ready":
+                sends_again = False  # a descriptor is taken once it is known who sends it
+                continue
             if said.nonce is None or nonce is not None:
                 raise said.error
             nonce = said.nonce  # this kernel cannot tell who asks: it is shown by sending this back

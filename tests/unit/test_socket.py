@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pytest
 from tests.desk import CART, HOST, PENDING, FakeDesk
 from tests.waiting import until
 from tracer import clock
+from tracer.client import Client
 from tracer.errors import MissingError
 from tracer.model import Event, State, Workload
 from tracer.protocol import MAX_LINE
@@ -255,6 +257,18 @@ def test_a_wrong_request_is_told_so_and_the_next_one_answered(served: Served, wo
     assert peer.answer(id=6, op="version")["ok"]
 
 
+@pytest.mark.parametrize("line", [b'{"id":"\\ud800","op":"version"}', b'{"id":"\xed\xa0\x80","op":5}'])
+def test_an_id_that_is_no_text_is_answered(served: Served, line: bytes) -> None:
+    """Half a surrogate pair cannot be written as UTF-8; it is said back as it came, and the next request is answered."""
+    peer = served.peer()
+    peer.send(line + b"\n")
+    said = peer.line()
+    assert said is not None
+    assert said["id"] in ("\ud800", None)
+    assert said["error"]["code"] == "bad_request"
+    assert peer.answer(id=2, op="version")["ok"]
+
+
 def test_a_pid_that_no_kernel_has_is_gone(served: Served) -> None:
     """A number beyond every PID is that of no process, alone and among others."""
     peer = served.peer()
@@ -321,6 +335,56 @@ def test_who_never_reads_keeps_nobody_waiting(desk: FakeDesk, served: Served) ->
     assert served.server is not None
     held = max(len(connection.out) for connection in served.server._connections.values())
     assert held < 1 << 20
+
+
+def test_those_who_asked_for_much_take_turns(desk: FakeDesk, served: Served) -> None:
+    """Three connections have sent more ahead than is answered in one turn: nobody is done before all had a second one."""
+    served.start()
+    peers = [served.peer() for _ in range(3)]
+    asked: list[int] = []
+    began, lookup = threading.Event(), desk.lookup
+
+    def note(pid: int, **how: Any) -> Any:
+        if pid == OTHER:
+            began.wait(20)  # until all have sent all
+        elif pid > OTHER:
+            asked.append(pid - OTHER)
+        return lookup(pid, **how)
+
+    desk.lookup = note  # type: ignore[method-assign]
+    holder = served.peer()
+    holder.ask(id=1, op="lookup", pid=OTHER)
+    for number, peer in enumerate(peers, 1):
+        desk.made_up.add(OTHER + number)
+        desk.workloads[OTHER + number] = CART
+        peer.send(b'{"id":1,"op":"lookup","pid":%d}\n' % (OTHER + number) * 128)
+    began.set()
+    for peer in peers:
+        for _ in range(128):
+            assert peer.line()
+    first_done = min(len(asked) - asked[::-1].index(number) for number in (1, 2, 3))
+    assert all(asked[:first_done].count(number) > 32 for number in (1, 2, 3))
+
+
+def test_a_list_that_fails_ends_its_connection_only(
+    desk: FakeDesk, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a line cannot be taken back: who asked sees the end of the connection, and others are answered."""
+    other, peer = served.peer(), served.peer()
+    assert other.answer(id=1, op="version")["ok"]
+    lookup = desk.lookup
+
+    def fails(pid: int, **how: Any) -> Any:
+        if pid == OTHER:
+            raise RuntimeError("no table")
+        return lookup(pid, **how)
+
+    desk.lookup = fails  # type: ignore[method-assign]
+    peer.ask(id=2, op="lookup", pids=[OTHER, OTHER])
+    with suppress(json.JSONDecodeError):
+        assert peer.line() is None
+    assert other.answer(id=2, op="version")["ok"]
+    assert "serving a connection failed" in caplog.text
 
 
 def test_a_long_list_is_made_while_others_are_answered(desk: FakeDesk, served: Served) -> None:
@@ -472,6 +536,39 @@ def test_a_pidfd_that_is_sent_along_says_who_is_meant(desk: FakeDesk, served: Se
         child.wait()
 
 
+def test_a_descriptor_that_is_not_taken_is_never_answered_as_the_peer_itself(desk: FakeDesk, served: Served) -> None:
+    """Who may not ask about others is refused, not told of itself; who may by then sends it again."""
+    as_pod(desk)
+    fd = os.pidfd_open(os.getppid())
+    try:
+        peer = served.peer()
+        _with_fds(peer, b'{"id":1,"op":"lookup"}\n{"id":2,"op":"lookup"}\n{"id":3,', fd)
+        peer.send(b'"op":"lookup"}\n{"id":4,"op":"lookup"}\n')
+        said = {line["id"]: line for _ in range(4) if (line := peer.line())}
+        assert said[3]["error"]["code"] == "permission_denied"
+        assert [said[number]["result"]["pid"] for number in (1, 2, 4)] == [os.getpid()] * 3
+        desk.workloads[os.getpid()] = HOST
+        with Client(served.path) as client:
+            desk.workloads[os.getpid()] = CART
+            client.lookup()
+            desk.workloads[os.getpid()] = HOST
+            assert client.lookup(pidfd=fd).key.pid == os.getppid()
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_the_first_request_of_a_connection_may_bring_a_descriptor(served: Served, *, by_number: bool) -> None:
+    """Also where who asks has to be shown first, as before Linux 6.5."""
+    served.start(by_number=by_number)
+    fd = os.pidfd_open(os.getppid())
+    try:
+        with Client(served.path) as client:
+            assert client.lookup(pidfd=fd).key.pid == os.getppid()
+    finally:
+        os.close(fd)
+
+
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -512,6 +609,29 @@ def test_a_watch_is_sent_until_it_is_cancelled(desk: FakeDesk, served: Served) -
     found = [peer.line(), peer.line()]
     assert [said and said["id"] for said in found] == [9, 10]
     assert stream.is_closed
+
+
+def test_an_event_that_comes_while_another_wakes_the_loop_is_told(
+    desk: FakeDesk, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wakes the loop just as it takes a wake-up in is heard, and so is everyone after."""
+    peer = served.peer()
+    peer.ask(id=1, op="watch")
+    assert peer.line()
+    stream, read = desk.streams[0], os.eventfd_read
+
+    def take(fd: int) -> int:
+        assert served.server is not None
+        served.server.wake()
+        return read(fd)
+
+    monkeypatch.setattr(os, "eventfd_read", take)
+    for _ in range(3):
+        stream.events.append(Event("synced", clock.boottime()))
+        stream.on_event()
+        said = peer.line()
+        assert said is not None
+        assert said["event"]["event"] == "synced"
 
 
 def test_a_watch_ends_with_its_connection(desk: FakeDesk, served: Served) -> None:

@@ -18,7 +18,10 @@ _encode = msgspec.json.Encoder().encode
 
 def encode(said: object) -> bytes:
     """JSON of ASCII alone, so that nothing in it can change a terminal."""
-    text = _encode(said)
+    try:
+        text = _encode(said)
+    except UnicodeEncodeError:  # half a surrogate pair, which a request may have as its id
+        text = b"\xff"
     return text if text.isascii() else json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode()
 
 

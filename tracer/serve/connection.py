@@ -25,11 +25,13 @@ _SPACE = socket.CMSG_SPACE(4 * 8) + socket.CMSG_SPACE(_UCRED.size)
 
 class Line(NamedTuple):
     """A line that came: its bytes (``None`` for one that was too long), the descriptors sent with it, and the PID that
-    the kernel says sent it, 0 where it does not say or several did."""
+    the kernel says sent it, 0 where it does not say or several did. ``is_stripped`` is one whose descriptors were not
+    taken: whatever it asks, it is not about the peer."""
 
     data: bytes | None
     fds: tuple[int, ...]
     sender: int
+    is_stripped: bool = False
 
 
 class Connection:
@@ -60,6 +62,7 @@ class Connection:
         self._part = bytearray()
         self._part_fds: list[int] = []
         self._part_sender = -1
+        self._part_stripped = False
         self._skipping = False
 
     # ---- in ----
@@ -67,11 +70,8 @@ class Connection:
     def receive(self) -> None:
         """Takes in what came; raises ``OSError`` where the connection broke."""
         wants_more = self.is_trusted or self.peer.nonce is not None
-        ancillary: list[tuple[int, int, bytes]] = []
-        if not wants_more:
-            data = self.socket.recv(_CHUNK)
-        else:
-            data, ancillary, _, _ = self.socket.recvmsg(_CHUNK, _SPACE, socket.MSG_CMSG_CLOEXEC)
+        space = _SPACE if wants_more else 0
+        data, ancillary, flags, _ = self.socket.recvmsg(_CHUNK, space, socket.MSG_CMSG_CLOEXEC)
         fds, sender = _control(ancillary)
         if not data:
             close_all(fds)
@@ -79,18 +79,22 @@ class Connection:
             if self._part and not self._skipping:
                 self._end_line()
             return
+        is_stripped = False
         if not self.is_trusted:
+            is_stripped = bool(fds) if wants_more else bool(flags & socket.MSG_CTRUNC)
             close_all(fds)
             fds = []
         *ended, rest = data.split(b"\n")
         for at, piece in enumerate(ended):
             # Descriptors come with the last of what was sent at once.
-            self._add(piece, fds if not rest and at == len(ended) - 1 else [], sender)
+            is_last = not rest and at == len(ended) - 1
+            self._add(piece, fds if is_last else [], sender, is_stripped=is_stripped and is_last)
             self._end_line()
         if rest:
-            self._add(rest, fds, sender)
+            self._add(rest, fds, sender, is_stripped=is_stripped)
 
-    def _add(self, piece: bytes, fds: list[int], sender: int) -> None:
+    def _add(self, piece: bytes, fds: list[int], sender: int, *, is_stripped: bool) -> None:
+        self._part_stripped = self._part_stripped or is_stripped
         self._part_sender = sender if self._part_sender in (-1, sender) else 0
         self._part_fds += fds
         if not self._skipping:
@@ -104,8 +108,10 @@ class Connection:
         if self._skipping:
             close_all(self._part_fds)
         else:
-            self.lines.append(Line(bytes(self._part), tuple(self._part_fds), max(0, self._part_sender)))
+            fds, sender = tuple(self._part_fds), max(0, self._part_sender)
+            self.lines.append(Line(bytes(self._part), fds, sender, self._part_stripped))
         self._part.clear()
+        self._part_stripped = False
         self._part_fds = []
         self._part_sender = -1
 

@@ -181,6 +181,11 @@ class Operations:
                 lambda: (desk.lookup_container(container, uid, mode=request.mode, container_selectors=selectors),),
                 lambda: None,
             )
+        if sent.is_stripped:
+            # Never to be taken for a question about the peer itself.
+            self._authorise(connection, request)
+            what = "the descriptor was not taken: who sent it was not known to be allowed to"
+            raise Refused("not_ready", what, "send it again", id_=request.id)
         if sent.fds:
             self._authorise(connection, request)
             fd = os.dup(sent.fds[0])

@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +71,7 @@ class Server:
         self._connections: dict[int, Connection] = {}
         self._owners: Counter[object] = Counter()
         # Those to be given a turn, in the order they asked for it.
-        self._ready: dict[Connection, None] = {}
+        self._ready: OrderedDict[Connection, None] = OrderedDict()
         self._news = False
         self._is_paused = False
         self._poll = select.epoll()
@@ -148,7 +148,7 @@ class Server:
                 waits.end(now)
                 waits.look(now, _WAITS)
                 for _ in range(len(self._ready)):
-                    self._turn(self._ready.popitem()[0])
+                    self._turn(self._ready.popitem(last=False)[0])
             except Exception:
                 # The only thread that answers: it outlives what nobody thought of.
                 _log.exception("serving the socket failed")
@@ -161,8 +161,8 @@ class Server:
 
     def _take(self, fd: int, events: int) -> None:
         if fd == self._wake_fd:
-            self._is_woken = False
             os.eventfd_read(self._wake_fd)
+            self._is_woken = False  # only now: whoever wakes us between the two would find nobody woken ever after
             for connection in self._connections.values():
                 if connection.streams:
                     self._ready[connection] = None
@@ -185,9 +185,17 @@ class Server:
         self._turn(connection)
 
     def _turn(self, connection: Connection) -> None:
-        """Answers a few requests, makes a piece of what is being made, and writes what the peer takes."""
+        """Gives a connection its turn; one whose turn fails is closed, since what it is owed is not certain any more."""
         if connection.is_closed:
             return
+        try:
+            self._serve(connection)
+        except Exception:
+            _log.exception("serving a connection failed")
+            self._close(connection)
+
+    def _serve(self, connection: Connection) -> None:
+        """Answers a few requests, makes a piece of what is being made, and writes what the peer takes."""
         for _ in range(_TURN):
             if not connection.lines or connection.is_full or connection.is_last:
                 break
