@@ -259,7 +259,7 @@ def test_a_wrong_request_is_told_so_and_the_next_one_answered(served: Served, wo
 
 @pytest.mark.parametrize("line", [b'{"id":"\\ud800","op":"version"}', b'{"id":"\xed\xa0\x80","op":5}'])
 def test_an_id_that_is_no_text_is_answered(served: Served, line: bytes) -> None:
-    """Half a surrogate pair cannot be written as UTF-8; it is said back as it came, and the next request is answered."""
+    """Half a surrogate pair, which UTF-8 cannot write, is said back as it came; the next request is answered."""
     peer = served.peer()
     peer.send(line + b"\n")
     said = peer.line()
@@ -338,7 +338,7 @@ def test_who_never_reads_keeps_nobody_waiting(desk: FakeDesk, served: Served) ->
 
 
 def test_those_who_asked_for_much_take_turns(desk: FakeDesk, served: Served) -> None:
-    """Three connections have sent more ahead than is answered in one turn: nobody is done before all had a second one."""
+    """Three connections have sent more than is answered in one turn: nobody is done before all had a second one."""
     served.start()
     peers = [served.peer() for _ in range(3)]
     asked: list[int] = []

@@ -185,7 +185,7 @@ class Server:
         self._turn(connection)
 
     def _turn(self, connection: Connection) -> None:
-        """Gives a connection its turn; one whose turn fails is closed, since what it is owed is not certain any more."""
+        """Gives a connection its turn; one whose turn fails is closed: what it is owed is not certain any more."""
         if connection.is_closed:
             return
         try:
