@@ -64,7 +64,9 @@ class Lock:
         self.path = f"{socket_path}.lock"
         try:
             os.makedirs(os.path.dirname(socket_path) or ".", mode=0o755, exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            # Nobody else may open it: to read it is enough to lock it, and to keep the next daemon from starting.
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.fchmod(self._fd, 0o600)
         except OSError as error:
             hint = "run as root, or name another place with --socket"
             raise MissingError(f"the lock cannot be made: {error.strerror}", self.path, hint) from error

@@ -108,6 +108,14 @@ def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
         assert first.answers()
 
 
+def test_nobody_else_can_lock_the_lock(tmp_path: Path) -> None:
+    """Who can read the file could hold the lock, and keep later daemons from starting; an old file is closed too."""
+    path = tmp_path / "podtracer.sock.lock"
+    path.touch(mode=0o644)
+    with Daemon(tmp_path, "--kubelet", "none", *ALONE, "--http-address", "none"):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_daemon_that_was_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     """After SIGKILL the next one starts at the same place, and a client that was connected goes on."""
     words = ("--kubelet", "none", *ALONE, "--http-address", "none")

@@ -478,6 +478,39 @@ def test_waits_are_bounded_for_each_connection(desk: FakeDesk, served: Served) -
     assert peer.answer(id=1024, op="lookup", pid=OTHER, wait_ms=60000)["error"]["code"] == "too_large"
 
 
+def test_who_may_ask_about_itself_only_has_few_waits(desk: FakeDesk, served: Served) -> None:
+    """Anyone may open connections: what all of them wait for together stays small."""
+    as_pod(desk, PENDING)
+    peer = served.peer()
+    for number in range(16):
+        peer.ask(id=number, op="lookup", wait_ms=60000)
+    assert peer.answer(id=16, op="lookup", wait_ms=60000)["error"]["code"] == "too_large"
+
+
+def test_a_wait_that_fails_is_answered_once(desk: FakeDesk, served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """At once or later, with an error; nothing is waited or looked for any more."""
+    container, lookup = "cd" * 32, desk.lookup_container
+    peer = served.peer()
+    peer.ask(id=1, op="lookup", container_id=container, wait_ms=60000)
+    until(lambda: desk.wanted[container] == 1, 10, "it to be wanted")
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no table")
+
+    desk.lookup_container = fails  # type: ignore[method-assign]
+    for number in (1, 2):
+        if number == 2:
+            peer.ask(id=2, op="lookup", container_id=container, wait_ms=60000)
+        said = peer.line()
+        assert said is not None
+        assert (said["id"], said["error"]["code"]) == (number, "internal")
+    desk.lookup_container = lookup  # type: ignore[method-assign]
+    assert desk.wanted[container] == 0
+    assert served.server is not None
+    assert len(served.server.operations.waits) == 0
+    assert caplog.text.count("a request failed") == 2
+
+
 def test_a_container_is_looked_for_while_somebody_waits(desk: FakeDesk, served: Served) -> None:
     """The sources are told to look for it, and told when nobody waits any more: answered, over, or hung up."""
     peer, other = served.peer(), served.peer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -15,14 +16,16 @@ from tracer.serve.access import Access, why_not
 from tracer.serve.answers import Answers, encode, line
 from tracer.serve.connection import Connection, Line
 from tracer.serve.desk import Desk
-from tracer.serve.requests import Refused, Request
+from tracer.serve.requests import Refused, Request, internal, refusal
 from tracer.serve.waits import Wait, Waits
 from tracer.version import __version__
 
 _MOST_WAITS = 1024  # of one connection
+_MOST_OWN_WAITS = 16  # of one that may ask about itself only
 _MOST_STREAMS = 8  # of one connection
 _SLICE = 32  # identities made before others have their turn
 _MAX_PID = 2**31 - 1
+_log = logging.getLogger("podtracer.socket")
 _TOOK = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1)  # seconds
 
 
@@ -125,8 +128,13 @@ class Operations:
         key = (connection, request.id)
         if key in self.waits:
             raise Refused("bad_request", "a request with this id waits already", "count them", id_=request.id)
-        if connection.waits >= _MOST_WAITS:
-            raise Refused("too_large", f"more than {_MOST_WAITS} requests wait", "cancel some", id_=request.id)
+        most = _MOST_WAITS if connection.is_trusted else _MOST_OWN_WAITS
+        if connection.waits >= most:
+            raise Refused("too_large", f"more than {most} requests wait", "cancel some", id_=request.id)
+
+        def failed(error: Exception) -> None:
+            _log.error("a request failed", exc_info=error)
+            connection.say(refusal(internal(error, request.id)))
 
         def ended() -> None:
             connection.waits -= 1
@@ -137,7 +145,7 @@ class Operations:
         if wanted is not None:
             self._desk.want(wanted)
         now = time.monotonic()
-        wait = Wait(ask, mark, done, ended, pending=pending, settled=settled, now=now)
+        wait = Wait(ask, mark, done, failed, ended, pending=pending, settled=settled, now=now)
         if not wait.is_answered(now):
             self.waits.add(key, wait)
 

@@ -118,6 +118,11 @@ def _problem(request: Request) -> str | None:
     return None
 
 
+def internal(error: Exception, id_: Id) -> Refused:
+    """What a request gets that failed in a way nobody thought of."""
+    return Refused("internal", f"{type(error).__name__}: {error}", "see the daemon's log", id_=id_)
+
+
 def refusal(refused: Refused) -> bytes:
     """The line that answers a refused request."""
     error = {"code": refused.code, "message": refused.message, "hint": refused.hint}

@@ -236,8 +236,7 @@ class Server:
                 raise
             except Exception as error:
                 _log.exception("a request failed")
-                hint = "see the daemon's log"
-                raise Refused("internal", f"{type(error).__name__}: {error}", hint, id_=request.id) from error
+                raise requests.internal(error, request.id) from error
         except Refused as refused:
             connection.say(requests.refusal(refused))
             connection.is_last = connection.is_last or refused.is_last

@@ -6,7 +6,7 @@ the news are asked a few at a time, so that hundreds of them keep nobody else wa
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
 from tracer.model import Identity, State
@@ -16,15 +16,17 @@ Key = tuple[object, Hashable]
 
 
 class Wait:
-    """One look-up. ``ask`` gives its answer now, ``mark`` what that hangs on, ``done`` takes the last one, ``ended`` is
-    called when it waits no more, answered or not. ``pending`` and ``settled`` are how long it may wait while the answer
-    is pending, and then while it is not settled; times are seconds of any clock that never steps back."""
+    """One look-up. ``ask`` gives its answer now, ``mark`` what that hangs on, ``done`` takes the last one, ``failed``
+    what one of these raised instead, ``ended`` is called when it waits no more, answered or not. ``pending`` and
+    ``settled`` are how long it may wait while the answer is pending, and then while it is not settled; times are
+    seconds of any clock that never steps back."""
 
     def __init__(
         self,
         ask: Callable[[], Sequence[Identity]],
         mark: Callable[[], object],
         done: Callable[[Sequence[Identity]], None],
+        failed: Callable[[Exception], None],
         ended: Callable[[], None],
         *,
         pending: float,
@@ -34,6 +36,7 @@ class Wait:
         self._ask = ask
         self._mark = mark
         self._done = done
+        self._failed = failed
         self.ended = ended
         self._settled = settled
         self._pending_until = now + pending
@@ -42,10 +45,25 @@ class Wait:
         self.until = now
 
     def is_answered(self, now: float, *, at_last: bool = False) -> bool:
-        """Asks, unless nothing has changed; answers when it is time, or ``at_last``."""
+        """Asks, unless nothing has changed; answers when it is time, or ``at_last``, or when asking fails."""
+        answers: Sequence[Identity] | None = None
+        try:
+            answers = self._asked(now, at_last=at_last)
+            if answers is None:
+                return False
+            self.ended()
+            self._done(answers)
+        except Exception as error:
+            if answers is None:
+                self.ended()
+            self._failed(error)
+        return True
+
+    def _asked(self, now: float, *, at_last: bool) -> Sequence[Identity] | None:
+        """The last answer; ``None`` while another one may come."""
         mark = self._mark()
         if mark is not None and mark == self._marked and now < self.until and not at_last:
-            return False
+            return None
         self._marked = mark
         answers = self._ask()
         if not at_last:
@@ -58,10 +76,8 @@ class Wait:
             else:
                 self.until = now
             if now < self.until:
-                return False
-        self.ended()
-        self._done(answers)
-        return True
+                return None
+        return answers
 
 
 class Waits:
@@ -69,7 +85,7 @@ class Waits:
 
     def __init__(self) -> None:
         self._waits: dict[Key, Wait] = {}
-        self._due: deque[Key] = deque()
+        self._due: OrderedDict[Key, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waits)
@@ -82,8 +98,8 @@ class Waits:
         self._waits[key] = wait
 
     def news(self) -> None:
-        """Something changed: all are to be looked at."""
-        self._due = deque(self._waits)
+        """Something changed: all are to be looked at, those first that were to be already."""
+        self._due.update(dict.fromkeys(self._waits))
 
     @property
     def is_due(self) -> bool:
@@ -93,7 +109,7 @@ class Waits:
     def look(self, now: float, most: int) -> None:
         """Looks at ``most`` of those that are to be looked at."""
         while self._due and most > 0:
-            key = self._due.popleft()
+            key, _ = self._due.popitem(last=False)
             wait = self._waits.get(key)
             if wait is not None:
                 most -= 1
@@ -106,7 +122,7 @@ class Waits:
 
     def end(self, now: float) -> None:
         """Answers those whose time is over."""
-        self._due.extend(key for key, wait in self._waits.items() if wait.until <= now)
+        self._due.update((key, None) for key, wait in self._waits.items() if wait.until <= now)
 
     def cancel(self, key: Key, now: float) -> bool:
         """Answers this one now, as it stands; whether there was one."""
