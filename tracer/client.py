@@ -230,6 +230,7 @@ class Client:
                     self._drop()
                     if time.monotonic() >= end:
                         raise self._unreachable(error) from error
+                    time.sleep(_FIRST_PAUSE)  # one that accepts and hangs up is not asked without a pause
                 except BaseException:
                     self._drop()  # an answer may be under way that nobody waits for
                     raise

@@ -147,7 +147,9 @@ class Tracer(About):
         with self._lock:
             self._index.set_rules(_rules(new))
             self._publish(self._index.refresh(boottime()))
-        old, self._sources = self._sources, self._make_sources(new)
+        old, made = self._sources, self._make_sources(new)
+        made.take_wants_of(old)
+        self._sources = made
         old.stop()
         self._sources.start()
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ def pinned(pid: int) -> Iterator[int | None]:
     """A pidfd of the process, ``None`` where there is none; closed at the end of the block."""
     try:
         fd = os.pidfd_open(pid)
-    except OSError:  # ESRCH; EINVAL for a thread's ID, ENOENT for one since 6.x
+    except OSError as error:  # ESRCH; EINVAL for a thread's ID, ENOENT for one since 6.x
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # which says nothing of the process
         yield None
         return
     try:

@@ -151,6 +151,10 @@ class PodSources:
                 for container_id in settled:
                     source.settle(container_id)
 
+    def take_wants_of(self, before: PodSources) -> None:
+        """Goes on to look for what was looked for before; to be called before these are started."""
+        self._wanted = before._wanted
+
     def want(self, container_id: str) -> None:
         """Has this container looked for; to be taken back as often by :meth:`unwant`."""
         with self._changing:
@@ -192,6 +196,10 @@ class PodSources:
             self._kubelet = source
             self._connected = self._doubted = None
         source.start()
+        with self._changing:
+            wanted = tuple(self._wanted)
+        for container_id in wanted:
+            source.want(container_id)
         with self._lock:
             self._index.want_again()
 

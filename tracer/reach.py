@@ -109,6 +109,11 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.end(DaemonUnreachable("the daemon closed the connection", self._path))
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was closed, by either side."""
+        return self._transport is None
+
     def end(self, error: TracerError) -> None:
         """Closes it; who waits gets the error."""
         transport, self._transport = self._transport, None
@@ -247,6 +252,8 @@ class Daemon:
                 what = error.strerror or "it does not answer"
                 raise DaemonUnreachable(f"no daemon can be asked: {what}", self.path) from error
             raise
+        if made.has_ended:  # with the very answer
+            raise DaemonUnreachable("no daemon can be asked: it closed the connection", self.path)
         self._connection = made
         self._is_down = False
         self._back.set()

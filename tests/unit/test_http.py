@@ -76,6 +76,9 @@ def test_readiness_names_what_is_missing(base: str, checks: dict[str, bool]) -> 
     assert _get(base + "/livez") == (200, "ok")
     assert _get(base + "/healthz?verbose") == (200, "[+]bpf ok\nhealthz check passed\n")
     assert _get(base + "/secrets")[0] == 404
+    with socket.create_connection(("127.0.0.1", int(base.rpartition(":")[2]))) as odd:
+        odd.sendall(b"GET http://[ HTTP/1.0\r\n\r\n")
+        assert odd.recv(100).startswith(b"HTTP/1.0 400 ")
 
 
 def test_metrics_have_their_names_and_add_up(base: str) -> None:

@@ -21,7 +21,7 @@ from tests.waiting import until
 from tracer import clock
 from tracer.client import Client
 from tracer.errors import MissingError
-from tracer.model import Event, State, Workload
+from tracer.model import Event, Identity, ProcessKey, State, Workload
 from tracer.protocol import MAX_LINE
 from tracer.serve.access import Access
 from tracer.serve.socket import Server
@@ -200,6 +200,53 @@ def test_an_ended_peer_is_nobody(desk: FakeDesk, served: Served) -> None:
             handed_on.sendall(line)
             said = json.loads(handed_on.recv(65536))
             assert said["error"]["code"] == "permission_denied"
+
+
+def test_who_a_peer_is_is_told_by_the_strict_rule(desk: FakeDesk, served: Served) -> None:
+    """Whatever the mode of the daemon, by whose rules root of a pod may look like root of the host."""
+    strict, by_files = CART, HOST
+    found = desk.lookup
+
+    def lookup(pid: int, **how: Any) -> Identity:
+        as_pod(desk, strict if how.get("mode") == "strict" else by_files)
+        return found(pid, **how)
+
+    desk.lookup = lookup  # type: ignore[method-assign]
+    assert served.peer().answer(id=1, op="lookup", pid=OTHER)["error"]["code"] == "permission_denied"
+
+
+def test_who_asks_about_itself_by_number_never_gets_another_of_that_number(desk: FakeDesk, served: Served) -> None:
+    """Not even when the number is another's as soon as the question was let pass, nor after a wait."""
+    as_pod(desk, PENDING)
+    peer = served.peer()
+    peer.ask(id=1, op="lookup", pid=os.getpid(), wait_ms=60000)
+    assert peer.answer(id=2, op="version")["ok"]
+    found, mine = desk.lookup, os.getpid()
+
+    def reused(pid: int, **how: Any) -> Identity:
+        return found(OTHER, **how)._replace(key=ProcessKey(pid, 7), asked=pid) if pid == mine else found(pid, **how)
+
+    desk.lookup = reused  # type: ignore[method-assign]
+    assert served.server is not None
+    served.server.news()
+    said = peer.line()
+    assert said is not None
+    assert said["result"]["state"] == "gone"
+    assert peer.answer(id=3, op="lookup", pid=mine)["error"]["code"] == "permission_denied"
+
+
+def test_a_watch_ends_when_its_peer_may_not_watch_any_more(desk: FakeDesk, served: Served) -> None:
+    """Whoever becomes a pod gets no more events of others."""
+    peer = served.peer()
+    assert peer.answer(id=1, op="watch")["event"]["event"] == "synced"
+    stream = desk.streams[0]
+    as_pod(desk)
+    stream.events.append(Event("exec", clock.boottime(), desk.lookup(OTHER)))
+    stream.on_event()
+    said = peer.line()
+    assert said is not None
+    assert (said["id"], said["error"]["code"]) == (1, "permission_denied")
+    assert stream.is_closed
 
 
 # ---- bad input ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -84,7 +85,9 @@ class RemoteTracer:
 
     def wait_known(self, pids: Sequence[int], timeout: float | None) -> None:
         """Waits until none of these processes is ``pending``, for ``timeout`` seconds at most."""
-        self._client.lookup_many(pids, wait=min(_FOREVER, _FOREVER if timeout is None else timeout))
+        end = time.monotonic() + min(_FOREVER, _FOREVER if timeout is None else timeout)
+        for pid in pids:
+            self._client.lookup(pid, wait=max(0.0, end - time.monotonic()), **self._how)
 
     def lookup(self, pid: int, *, verify: bool = False, parity: bool = False) -> Identity:  # noqa: ARG002
         """The identity of a process."""

@@ -66,7 +66,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answers a request."""
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._answer(HTTPStatus.BAD_REQUEST, b"no path of a URL\n")
+            return
         if parts.path == "/metrics":
             body, kind = self.server.metrics.text(self.headers.get("Accept", ""))
             self._answer(HTTPStatus.OK, body, kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
@@ -73,7 +72,7 @@ class Operations:
         peer = connection.peer
         if peer.fd < 0 or peer.nonce is not None:
             return gone(peer.pid)
-        identity = self._desk.lookup(peer.pid)
+        identity = self._desk.lookup(peer.pid, mode="strict")  # by whatever rule others are answered
         is_same = identity.key.ino == peer.ino if self._desk.pidfs else peer.is_alive()
         return identity if is_same and identity.key.pid == peer.pid else gone(peer.pid)
 
@@ -155,7 +154,7 @@ class Operations:
         began = time.perf_counter()
         self._check_inode(request)
         self._authorise(connection, request, about=request.pid)
-        said = self._said(self._one(request.pid, request), request, clock.read())
+        said = self._said(self._about(connection, request.pid, request), request, clock.read())
         connection.say(self._result(request, said))
         self.took.observe(time.perf_counter() - began)
 
@@ -173,7 +172,7 @@ class Operations:
         if request.pid is not None:
             pid = request.pid
             self._authorise(connection, request, about=pid)
-            return lambda: (self._one(pid, request),), self._mark_of(pid, request)
+            return lambda: (self._about(connection, pid, request),), self._mark_of(pid, request)
         if request.pids is not None:
             self._authorise(connection, request)
             pids = request.pids
@@ -196,17 +195,11 @@ class Operations:
             raise Refused("not_ready", what, "send it again", id_=request.id)
         if sent.fds:
             self._authorise(connection, request)
-            fd = os.dup(sent.fds[0])
+            found = desk.lookup_pidfd(sent.fds[0], **how)
             if request.wait_ms or request.settled_wait_ms:
                 # The number stays the process's for as long as its slot has this inode, and that is asked for.
-                identity = desk.lookup_pidfd(fd, **how)
-                os.close(fd)
-                pid, ino = identity.key
+                pid, ino = found.key
                 return lambda: (self._same(pid, ino, request),), self._mark_of(pid, request)
-            try:
-                found = desk.lookup_pidfd(fd, **how)
-            finally:
-                os.close(fd)
             return lambda: (found,), lambda: None
         if self.peer(connection).state is State.GONE:
             raise Refused("permission_denied", "the process that connected has ended", "connect anew", id_=request.id)
@@ -238,6 +231,14 @@ class Operations:
             if process is None or not process.start or now.rfc3339(process.start) != request.start_time:
                 return gone(pid)
         return identity
+
+    def _about(self, connection: Connection, pid: int, request: Request) -> Identity:
+        """The identity of a process; for who may ask about itself only, never that of another one which has got its
+        number since it was let pass."""
+        identity = self._one(pid, request)
+        if self.trusts(connection) or identity.key == self.peer(connection).key:
+            return identity
+        return gone(pid)
 
     def _same(self, pid: int, ino: int, request: Request) -> Identity:
         identity = self._one(pid, request) if pid else gone(pid)
@@ -307,6 +308,8 @@ class Operations:
     def pump(self, connection: Connection, most: int) -> bool:
         """Writes events of the connection's watches, as many as it takes; whether there may be more."""
         more = False
+        if not self.trusts(connection):
+            self._end_streams(connection)
         for id_, stream in connection.streams.items():
             now = clock.read()
             for _ in range(most):
@@ -320,12 +323,22 @@ class Operations:
                 more = True
         return more
 
+    def _end_streams(self, connection: Connection) -> None:
+        """Whoever watched may not any more."""
+        message, hint = why_not(self.peer(connection))
+        for id_, stream in connection.streams.items():
+            stream.close()
+            connection.out += refusal(Refused("permission_denied", message, hint, id_=id_))
+        connection.streams.clear()
+
     def _explain(self, connection: Connection, request: Request, _sent: Line) -> None:
         assert request.pid is not None
         self._authorise(connection, request, about=request.pid)
         if request.pid > _MAX_PID:
             raise Refused("bad_request", f"{request.pid} is no process ID", id_=request.id)
-        connection.say(line({"id": request.id, "ok": True, "result": self._desk.explain_record(request.pid)}))
+        said = self._desk.explain_record(request.pid)
+        self._authorise(connection, request, about=request.pid)  # and has not ended meanwhile
+        connection.say(line({"id": request.id, "ok": True, "result": said}))
 
     def _status(self, connection: Connection, request: Request, _sent: Line) -> None:
         self._authorise(connection, request)
