@@ -34,7 +34,7 @@ spec:
     metadata: {labels: {app: cart}}
     spec:
       serviceAccountName: cart
-      terminationGracePeriodSeconds: 0
+      terminationGracePeriodSeconds: 1  # with 0 the kubelet lists a pod no more before its processes have ended
       containers:
         - {name: app, image: "localhost/app:1", imagePullPolicy: Never}
 """

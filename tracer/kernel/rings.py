@@ -56,6 +56,13 @@ class Ring:
 
     def drain(self, at_most: int = 1 << 20) -> list[tuple[Any, ...]]:
         """Up to ``at_most`` records in order, each the tuple of its layout."""
+        records = self.read(at_most)
+        self.release(len(records))
+        return records
+
+    def read(self, at_most: int) -> list[tuple[Any, ...]]:
+        """The same, but they are unread until :meth:`release`: whoever looks for a record finds it until its reader has
+        taken it in."""
         stride = self._layout.size
         at = self._consumer[0]
         there = min((self._producer[0] - at) // stride, at_most)
@@ -69,9 +76,11 @@ class Ring:
                 if length & _BUSY:  # a program is still writing it, and so the rest is not due either
                     break
                 append(tuple(fields))
-        # Advance only now: the kernel may write over what lies behind the position.
-        self._consumer[0] = at + len(records) * stride
         return records
+
+    def release(self, count: int) -> None:
+        """Lets the kernel write over this many records."""
+        self._consumer[0] += count * self._layout.size
 
     def close(self) -> None:
         """Unmaps the ring; the descriptor belongs to whoever opened it."""
