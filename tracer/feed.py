@@ -133,19 +133,25 @@ class Feed:
         return self.programs.processes.unread()
 
     def drain(self) -> None:
-        """Takes all news in that are there now; not what a fork bomb adds meanwhile, or it would never end."""
+        """Takes all news in that are there now; not what a fork bomb adds meanwhile, or it would never end.
+
+        A look-up in another thread sees a record as unread until the index has it, and waits for it."""
         self._drain_cgroups()
         left = self.programs.processes.unread()
-        while left > 0 and (records := self.programs.processes.drain(_BATCH)):
-            left -= len(records)
-            events = []
-            for record in records:
-                event = self._process(ProcessEvent._make(record))
-                if event is not None:
-                    events.append(event)
-            if events:
-                self._publish(events)
-            self._drain_cgroups()
+        try:
+            while left > 0 and (records := self.programs.processes.drain(_BATCH, hold=True)):
+                left -= len(records)
+                events = []
+                for record in records:
+                    event = self._process(ProcessEvent._make(record))
+                    if event is not None:
+                        events.append(event)
+                self.programs.processes.let_go()
+                if events:
+                    self._publish(events)
+                self._drain_cgroups()
+        finally:
+            self.programs.processes.let_go()
 
     def _process(self, event: ProcessEvent) -> Event | None:
         # A record only names a PID: where the process is now, its slot knows. The record's own word serves one that
