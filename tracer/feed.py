@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from tracer import pidfd
 from tracer.clock import boottime
@@ -134,25 +133,25 @@ class Feed:
         return self.programs.processes.unread()
 
     def drain(self) -> None:
-        """Takes all news in that are there now; not what a fork bomb adds meanwhile, or it would never end."""
+        """Takes all news in that are there now; not what a fork bomb adds meanwhile, or it would never end.
+
+        A look-up in another thread sees a record as unread until the index has it, and waits for it."""
         self._drain_cgroups()
         left = self.programs.processes.unread()
-        while left > 0 and (records := self.programs.processes.read(_BATCH)):
-            left -= len(records)
-            try:
-                self._take(records)
-            finally:
-                self.programs.processes.release(len(records))
-            self._drain_cgroups()
-
-    def _take(self, records: Sequence[tuple[Any, ...]]) -> None:
-        events = []
-        for record in records:
-            event = self._process(ProcessEvent._make(record))
-            if event is not None:
-                events.append(event)
-        if events:
-            self._publish(events)
+        try:
+            while left > 0 and (records := self.programs.processes.drain(_BATCH, hold=True)):
+                left -= len(records)
+                events = []
+                for record in records:
+                    event = self._process(ProcessEvent._make(record))
+                    if event is not None:
+                        events.append(event)
+                self.programs.processes.let_go()
+                if events:
+                    self._publish(events)
+                self._drain_cgroups()
+        finally:
+            self.programs.processes.let_go()
 
     def _process(self, event: ProcessEvent) -> Event | None:
         # A record only names a PID: where the process is now, its slot knows. The record's own word serves one that

@@ -18,7 +18,7 @@ from tests.node import FakePod, listing
 from tests.waiting import SLOW, until
 from tracer import Tracer
 from tracer.kernel.wire import PROCESS, PROCESS_RING_PAGES
-from tracer.model import Event, State
+from tracer.model import Event, Identity, ProcessEvent, State
 from tracer.settings import Settings
 from tracer.sources.replay import ReplayKubelet
 from tracer.watching import Watch
@@ -124,6 +124,44 @@ def test_what_a_process_has_become_is_told_while_others_are_busy(node: Node, lab
             process = node.tracer.lookup(child.pid).process
         assert process is not None
         assert (process.comm, process.source) == ("cat", "exec")
+
+
+def test_a_record_that_another_thread_is_taking_in_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the tracer's own thread has read an exec's record and the index does not have it yet, the look-up of that
+    process waits, and has the new name."""
+    feed = node.tracer._feed
+    assert feed is not None
+    taking, go_on = threading.Event(), threading.Event()
+    take = feed._process
+    words = ["/bin/sh", "-c", "read x; exec cat"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:
+
+        def slow(event: ProcessEvent) -> Event | None:
+            if event.pid == child.pid and event.comm.startswith(b"cat"):
+                taking.set()
+                assert go_on.wait(60 * SLOW)
+            return take(event)
+
+        assert child.stdin is not None
+        assert child.stdout is not None
+        node.tracer.lookup(child.pid)
+        monkeypatch.setattr(feed, "_process", slow)
+        found: list[Identity] = []
+        asker = threading.Thread(target=lambda: found.append(node.tracer.lookup(child.pid)))
+        try:
+            child.stdin.write(b"x\ny")
+            assert child.stdout.read(1) == b"y"
+            assert taking.wait(60 * SLOW), "the tracer's thread drains by itself"
+            asker.start()
+            assert feed.behind()
+            asker.join(0.2)  # time in which it would answer if it did not wait
+            assert not found
+        finally:
+            go_on.set()
+            if asker.ident is not None:
+                asker.join(60 * SLOW)
+    assert found[0].process is not None
+    assert (found[0].process.comm, found[0].process.source) == ("cat", "exec")
 
 
 def test_a_process_that_moves_is_answered_by_where_it_is_now(node: Node, lab: Run) -> None:

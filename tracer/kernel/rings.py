@@ -20,7 +20,8 @@ class Ring:
     """One ring of fixed-size records.
 
     ``record`` is the layout of a record without its header; ``pages`` the size that the map was made with. The
-    consumer's position is advanced after a batch was decoded, so that the kernel cannot overwrite what is read.
+    consumer's position is advanced after a batch was decoded, so that the kernel cannot overwrite what is read. One
+    thread drains at a time; any may look whether there is something.
     """
 
     def __init__(self, fd: int, pages: int, record: struct.Struct) -> None:
@@ -34,15 +35,16 @@ class Ring:
         self._producer = memoryview(self._producer_map)[:8].cast("Q")
         self._data = memoryview(self._producer_map)[page:]
         self._words = self._data.cast("I")
+        self._taken = self._consumer[0]  # up to here records were decoded; the consumer's position follows
         # Records are padded to 8 bytes; the header is decoded along.
         self._layout = struct.Struct(f"<2I{record.format[1:]}{-record.size % 8}x")
 
     def pending(self) -> bool:
-        """Whether anything is unread: two reads of memory."""
+        """Whether anything is unread, or not let go of yet: two reads of memory."""
         return self._producer[0] != self._consumer[0]
 
     def unread(self) -> int:
-        """How many records are unread."""
+        """How many records are unread, or not let go of yet."""
         return (self._producer[0] - self._consumer[0]) // self._layout.size
 
     def names(self, number: int, field: int, newest: int) -> bool:
@@ -54,17 +56,14 @@ class Ring:
         first = ((at & self._mask) + _HEADER.size) // 4 + field
         return number in self._words[first : first + (producer - at) // 4 : stride // 4]
 
-    def drain(self, at_most: int = 1 << 20) -> list[tuple[Any, ...]]:
-        """Up to ``at_most`` records in order, each the tuple of its layout."""
-        records = self.read(at_most)
-        self.release(len(records))
-        return records
+    def drain(self, at_most: int = 1 << 20, *, hold: bool = False) -> list[tuple[Any, ...]]:
+        """Up to ``at_most`` records in order, each the tuple of its layout, and each given once.
 
-    def read(self, at_most: int) -> list[tuple[Any, ...]]:
-        """The same, but they are unread until :meth:`release`: whoever looks for a record finds it until its reader has
-        taken it in."""
+        With ``hold`` they stay ``pending``, as who looks on from another thread sees it, until ``let_go``: what was
+        read and has not been acted on is no less news than what is unread.
+        """
         stride = self._layout.size
-        at = self._consumer[0]
+        at = self._taken
         there = min((self._producer[0] - at) // stride, at_most)
         if there <= 0:
             return []
@@ -76,11 +75,14 @@ class Ring:
                 if length & _BUSY:  # a program is still writing it, and so the rest is not due either
                     break
                 append(tuple(fields))
+        self._taken = at + len(records) * stride
+        if not hold:
+            self.let_go()
         return records
 
-    def release(self, count: int) -> None:
-        """Lets the kernel write over this many records."""
-        self._consumer[0] += count * self._layout.size
+    def let_go(self) -> None:
+        """Gives the room of all that was drained back to the kernel, which may write over it from now on."""
+        self._consumer[0] = self._taken
 
     def close(self) -> None:
         """Unmaps the ring; the descriptor belongs to whoever opened it."""
