@@ -26,10 +26,11 @@ from typing import Self
 
 from tests import machine
 from tests.cluster import mkimage
-from tests.waiting import until
+from tests.waiting import SLOW, until
 
 APP = "localhost/app:1"
 NAMESPACE = "k8s.io"  # where CRI keeps its containers
+CONNECT_TIMEOUT = f"{round(20 * SLOW)}s"
 LONGEST_SOCKET = 100  # sun_path holds 108 bytes, and containerd adds to some of its own
 
 CONFIG = """\
@@ -86,7 +87,7 @@ class ContainerdDaemon:
     def ctr(self, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run ``ctr`` against this containerd. Raises ``RuntimeError`` with its message when it fails."""
         done = subprocess.run(
-            ["ctr", "--address", self.socket, "--namespace", NAMESPACE, *args],
+            [*("ctr", "--connect-timeout", CONNECT_TIMEOUT, "--address", self.socket, "--namespace", NAMESPACE), *args],
             capture_output=True,
             text=True,
             check=False,
