@@ -16,7 +16,7 @@ from tests.kernel.conftest import Run
 from tests.kernel.lab import Cgroup, Helper, empty_slot, tells
 from tests.node import FakePod, listing
 from tests.waiting import SLOW, until
-from tracer import Tracer
+from tracer import Tracer, lookups
 from tracer.kernel.wire import PROCESS, PROCESS_RING_PAGES
 from tracer.model import Event, Identity, ProcessEvent, State
 from tracer.settings import Settings
@@ -110,6 +110,13 @@ def test_a_process_is_its_pods_from_its_first_record(node: Node) -> None:
     assert node.tracer.lookup(child.pid).state is State.GONE
 
 
+@pytest.fixture
+def no_storm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much others do on this machine, a look-up looks through all that is unread."""
+    monkeypatch.setattr(lookups, "_NEWEST", 1 << 20)
+
+
+@pytest.mark.usefixtures("no_storm")
 def test_what_a_process_has_become_is_told_while_others_are_busy(node: Node, lab: Run) -> None:
     """The look-up after an exec has the new name and its source, among unread records of others."""
     for _ in range(10):
@@ -126,6 +133,7 @@ def test_what_a_process_has_become_is_told_while_others_are_busy(node: Node, lab
         assert (process.comm, process.source) == ("cat", "exec")
 
 
+@pytest.mark.usefixtures("no_storm")
 def test_a_record_that_another_thread_is_taking_in_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the tracer's own thread has read an exec's record and the index does not have it yet, the look-up of that
     process waits, and has the new name."""
