@@ -229,7 +229,7 @@ class Client:
                 except OSError as error:
                     self._drop()
                     if time.monotonic() >= end:
-                        raise self._unreachable(error) from error
+                        raise unreachable(self.path, error) from error
                     time.sleep(_FIRST_PAUSE)  # one that accepts and hangs up is not asked without a pause
                 except BaseException:
                     self._drop()  # an answer may be under way that nobody waits for
@@ -246,17 +246,14 @@ class Client:
                 connection = Connection(self.path, max(0.001, self._timeout))
             except (*_ABSENT, ConnectionResetError, BlockingIOError, TimeoutError) as error:
                 if time.monotonic() >= end:
-                    raise self._unreachable(error) from error
+                    raise unreachable(self.path, error) from error
             except OSError as error:
-                raise self._unreachable(error) from error
+                raise unreachable(self.path, error) from error
             else:
                 self._was_there = True
                 return connection
             time.sleep(pause)
             pause = min(_LAST_PAUSE, pause * 2)
-
-    def _unreachable(self, error: OSError) -> DaemonUnreachable:
-        return unreachable(self.path, error)
 
 
 def unreachable(path: str, error: OSError) -> DaemonUnreachable:

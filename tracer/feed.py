@@ -128,10 +128,6 @@ class Feed:
         """Whether anything is unread: a few reads of memory, without the lock."""
         return self.programs.processes.pending() or self.programs.cgroups.pending()
 
-    def unread(self) -> int:
-        """How many records of processes are unread, likewise."""
-        return self.programs.processes.unread()
-
     def drain(self) -> None:
         """Takes all news in that are there now; not what a fork bomb adds meanwhile, or it would never end.
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tracer import clock
-from tracer.cli import options, output
+from tracer.cli import identities, options
 from tracer.cli.app import App, Tracer, pass_app
 from tracer.cli.params import Duration, Pid
 from tracer.errors import UsageError
@@ -36,31 +36,16 @@ class _Wait(Duration):
         return value if value == _ALL_ATTEMPTS else super().convert(value, param, ctx)
 
 
-def _format(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    output.check_format(value)
-    return value
-
-
 @click.command("lookup", cls=options.Command, epilog=EXAMPLES, bare={"--wait": _ALL_ATTEMPTS})
 @click.argument("pids", metavar="PID… | -", nargs=-1, required=True)
-@click.option(
-    "-o",
-    "--output",
-    "format_",
-    default="table",
-    metavar="FORMAT",
-    callback=_format,
-    help="table, wide, json, yaml, name, selectors, or jsonpath=TEMPLATE. [table]",
-)
+@identities.format_option
 @click.option(
     "--wait",
     type=_Wait(),
     metavar="[=D]",
     help="Wait while the answer is pending: for D, or without it for all attempts.",
 )
-@click.option("--plain", is_flag=True, help="No colour, and nothing cut to the width of the terminal.")
-@click.option("--no-headers", is_flag=True, help="Leave out the titles of the columns.")
-@click.option("--no-trunc", is_flag=True, help="Write container IDs in full.")
+@identities.table_options
 @options.pod_data_options
 @options.global_options
 @pass_app
@@ -70,15 +55,7 @@ def command(app: App, /, pids: tuple[str, ...], **given: Any) -> int:
     A thread's ID is answered as its process. In the order asked.
     """
     asked = [text if text == "-" else _pid(text, "PID") for text in pids]
-    out = output.Out()
-    style = out.style(
-        colored=app.is_colored(out.stream),
-        plain=given["plain"],
-        headers=not given["no_headers"],
-        trunc=not given["no_trunc"],
-        spiffe=app.value("entries-file") is not None,
-    )
-    printer = output.printer(given["format_"], out, style)
+    printer = identities.printer(app, given)
     wait = given["wait"]
     with app.open_tracer() as tracer:
         if wait == _ALL_ATTEMPTS:
@@ -86,9 +63,9 @@ def command(app: App, /, pids: tuple[str, ...], **given: Any) -> int:
         tracer.wait_synced(_SYNC_TIMEOUT)
         worst = 0
         for batch in _batches(asked):
-            identities = _look(tracer, batch, wait)
-            printer.batch(identities, clock.read())
-            worst = max([worst, *(_EXIT[identity.state] for identity in identities)])
+            found = _look(tracer, batch, wait)
+            printer.batch(found, clock.read())
+            worst = max([worst, *(_EXIT[identity.state] for identity in found)])
     return worst
 
 

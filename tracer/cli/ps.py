@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tracer import clock
-from tracer.cli import options, output
+from tracer.cli import identities, options
 from tracer.cli.app import App, pass_app
 from tracer.cli.filters import matches
 from tracer.errors import UsageError
@@ -26,26 +26,11 @@ Examples:
 """
 
 
-def _format(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    output.check_format(value)
-    return value
-
-
 @click.command("ps", cls=options.Command, epilog=EXAMPLES)
 @options.filter_options
-@click.option(
-    "-o",
-    "--output",
-    "format_",
-    default="table",
-    metavar="FORMAT",
-    callback=_format,
-    help="table, wide, json, yaml, name, selectors, or jsonpath=TEMPLATE. [table]",
-)
+@identities.format_option
 @click.option("--tree", is_flag=True, help="Show children below their parents, container by container.")
-@click.option("--plain", is_flag=True, help="No colour, and nothing cut to the width of the terminal.")
-@click.option("--no-headers", is_flag=True, help="Leave out the titles of the columns.")
-@click.option("--no-trunc", is_flag=True, help="Write container IDs in full.")
+@identities.table_options
 @options.pod_data_options
 @options.global_options
 @pass_app
@@ -57,15 +42,7 @@ def command(app: App, /, **given: Any) -> int:
     wanted = options.filters(app, given)
     if given["tree"] and given["format_"] not in ("table", "wide"):
         raise UsageError("a tree is for people", "--tree", "leave it out, or say -o table or wide")
-    out = output.Out()
-    style = out.style(
-        colored=app.is_colored(out.stream),
-        plain=given["plain"],
-        headers=not given["no_headers"],
-        trunc=not given["no_trunc"],
-        spiffe=app.value("entries-file") is not None,
-    )
-    printer = output.printer(given["format_"], out, style)
+    printer = identities.printer(app, given)
     with app.open_tracer() as tracer:
         tracer.wait_synced(_SYNC_TIMEOUT)
         found = [identity for identity in tracer.ps(parity=True) if matches(identity, wanted)]

@@ -95,11 +95,8 @@ class RemoteTracer:
 
     def ps(self, *, parity: bool = False) -> list[Identity]:
         """The identities of all processes."""
-        found = self._client.request("ps", parity=parity or None, labels=True, **self._asked())
+        found = self._client.request("ps", parity=parity or None, labels=True, **self._how)
         return [self._issued(identity) for identity in self._client.identities(found)]
-
-    def _asked(self) -> dict[str, Any]:
-        return {"mode": self._how["mode"], "container_selectors": self._how["container_selectors"]}
 
     def explain_record(self, pid: int) -> dict[str, Any]:
         """How the answer for a process came to be."""

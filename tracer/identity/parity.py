@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tracer.errors import ParityError
-from tracer.identity.pods import PodTable
+from tracer.identity.pods import PodTable, resolved
 from tracer.identity.selectors import selectors
 from tracer.model import Container, Pod, State, Workload
 
@@ -302,18 +302,4 @@ def workload(
         if not given_up:
             return known
         return replace(known, state=State.UNKNOWN, reason="not_listed", reason_text=outcome.error)
-    return Workload(
-        State.RESOLVED,
-        settled=True,
-        pods_from=source,
-        namespace=pod.namespace,
-        service_account=pod.service_account,
-        pod=pod.name,
-        pod_uid=pod.uid,
-        container=container.name if container else None,
-        container_id=answer.container_id,
-        image=container.image if container else None,
-        node=pod.node,
-        selectors=outcome.selectors,
-        labels=pod.labels,
-    )
+    return resolved(pod, container, answer.container_id, outcome.selectors, source=source, settled=True)

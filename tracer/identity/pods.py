@@ -17,7 +17,7 @@ import msgspec
 
 from tracer.errors import InputError
 from tracer.identity import core_v1
-from tracer.model import Container, Owner, Pod
+from tracer.model import Container, Owner, Pod, State, Workload
 
 CONFIG_HASH = "kubernetes.io/config.hash"
 
@@ -207,3 +207,30 @@ def same_uid(one: str, other: str) -> bool:
 
 def _plain(uid: str) -> str:
     return uid.replace("-", "").lower()
+
+
+def resolved(
+    pod: Pod,
+    container: Container | None,
+    container_id: str | None,
+    selectors: tuple[str, ...],
+    *,
+    source: str | None,
+    settled: bool,
+) -> Workload:
+    """The workload of a container of this pod; ``container`` is ``None`` where the pod is enough."""
+    return Workload(
+        State.RESOLVED,
+        settled=settled,
+        pods_from=source,
+        namespace=pod.namespace,
+        service_account=pod.service_account,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        container=container.name if container else None,
+        container_id=container_id,
+        image=container.image if container else None,
+        node=pod.node,
+        selectors=selectors,
+        labels=pod.labels,
+    )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
-from tracer.identity.pods import PodTable, pod_has_uid, same_uid
+from tracer.identity.pods import PodTable, pod_has_uid, resolved, same_uid
 from tracer.identity.runtime import Runtime
 from tracer.identity.selectors import selectors
 from tracer.model import Container, ContainerRef, Pod, State, Workload
@@ -422,26 +422,13 @@ def _resolved(
     *,
     settled: bool,
 ) -> Workload:
-    return Workload(
-        State.RESOLVED,
-        settled=settled,
-        pods_from=source,
-        namespace=pod.namespace,
-        service_account=pod.service_account,
-        pod=pod.name,
-        pod_uid=pod.uid,
-        container=container.name if container else None,
-        container_id=ref.container_id,
-        image=container.image if container else None,
-        node=pod.node,
-        selectors=selectors(
-            pod,
-            container,
-            disable_container_selectors=rules.disable_container_selectors,
-            namespace_labels=namespace_labels,
-        ),
-        labels=pod.labels,
+    given = selectors(
+        pod,
+        container,
+        disable_container_selectors=rules.disable_container_selectors,
+        namespace_labels=namespace_labels,
     )
+    return resolved(pod, container, ref.container_id, given, source=source, settled=settled)
 
 
 def _first(entry: Entry) -> Workload:

@@ -54,10 +54,6 @@ class Operations:
             "version": self._version,
         }
 
-    def drop(self, connection: Connection) -> None:
-        """Forgets what a connection waits for, since it is closed."""
-        self.waits.drop(connection)
-
     def run(self, connection: Connection, request: Request, sent: Line) -> None:
         """Answers a request, or sees to it that it is answered. Raises :class:`Refused`."""
         if request.op != "version" and not connection.peer.take(request.nonce, sent.sender):

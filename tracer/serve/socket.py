@@ -310,7 +310,7 @@ class Server:
             del self._owners[connection.owner]
         with contextlib.suppress(OSError):
             self._poll.unregister(connection.fd)
-        self.operations.drop(connection)
+        self.operations.waits.drop(connection)
         connection.close()
 
 
