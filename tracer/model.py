@@ -115,7 +115,9 @@ class Container:
     """A container as a pod's status lists it.
 
     ``container_id`` is the part behind ``scheme://``, ``None`` while the status has none. ``state`` is
-    ``None`` where the status does not say.
+    ``None`` where the status does not say. ``former_id`` is the ID of the instance before this one, as
+    ``lastState`` tells it, ``restarts`` how often the kubelet says it was restarted, never below 0. ``sidecar``
+    is an init container that the spec keeps running (``restartPolicy: Always``).
     """
 
     name: str
@@ -124,6 +126,9 @@ class Container:
     image_id: str
     role: Literal["app", "init", "ephemeral"]
     state: Literal["running", "waiting", "terminated"] | None = None
+    former_id: str | None = None
+    restarts: int = 0
+    sidecar: bool = False
 
 
 @dataclass(frozen=True, slots=True)

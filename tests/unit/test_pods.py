@@ -35,6 +35,11 @@ def one(**fields: Any) -> Pod:
     return pod
 
 
+def _with_status(**fields: Any) -> dict[str, Any]:
+    """A pod with one container status of these fields."""
+    return {"metadata": {"uid": UID}, "status": {"containerStatuses": [fields]}}
+
+
 def test_a_pod_is_read_whole() -> None:
     """Every field of the record comes from its place in core/v1, and the rest of the pod is passed over."""
     status = {"image": "i:1", "imageID": "i@sha256:1", "ready": True, "restartCount": 3}
@@ -54,16 +59,23 @@ def test_a_pod_is_read_whole() -> None:
             "serviceAccountName": "cart-sa",
             "nodeName": "node-1",
             "containers": [{"name": "app", "image": "i:1"}, {"name": "side"}],
-            "initContainers": [{"name": "setup"}],
+            "initContainers": [{"name": "setup"}, {"name": "proxy", "restartPolicy": "Always"}],
             "ephemeralContainers": [{"name": "debug"}],
         },
         status={
             "containerStatuses": [
-                {"name": "app", "containerID": f"containerd://{ID}", "state": {"running": {"x": 1}}, **status},
+                {
+                    "name": "app",
+                    "containerID": f"containerd://{ID}",
+                    "state": {"running": {"x": 1}},
+                    "lastState": {"terminated": {"exitCode": 137, "containerID": "containerd://old"}},
+                    **status,
+                },
                 {"name": "side", "containerID": "", "state": {"waiting": {"reason": "x"}}, **status},
             ],
             "initContainerStatuses": [
-                {"name": "setup", "containerID": "cri-o://s", "state": {"terminated": {"exitCode": 0}}, **status}
+                {"name": "setup", "containerID": "cri-o://s", "state": {"terminated": {"exitCode": 0}}, **status},
+                {"name": "proxy", "containerID": "cri-o://p", "state": {"running": {}}, **status},
             ],
             "ephemeralContainerStatuses": [{"name": "debug", "containerID": "docker://d", **status}],
         },
@@ -77,15 +89,19 @@ def test_a_pod_is_read_whole() -> None:
         labels={"app": "cart", "empty": ""},
         owners=(Owner("ReplicaSet", "cart-1", "o"),),
         containers=(
-            Container("app", ID, "i:1", "i@sha256:1", "app", "running"),
-            Container("side", None, "i:1", "i@sha256:1", "app", "waiting"),
+            Container("app", ID, "i:1", "i@sha256:1", "app", "running", "old", 3),
+            Container("side", None, "i:1", "i@sha256:1", "app", "waiting", None, 3),
         ),
-        init_containers=(Container("setup", "s", "i:1", "i@sha256:1", "init", "terminated"),),
-        ephemeral_containers=(Container("debug", "d", "i:1", "i@sha256:1", "ephemeral", None),),
+        init_containers=(
+            Container("setup", "s", "i:1", "i@sha256:1", "init", "terminated", None, 3),
+            Container("proxy", "p", "i:1", "i@sha256:1", "init", "running", None, 3, sidecar=True),
+        ),
+        ephemeral_containers=(Container("debug", "d", "i:1", "i@sha256:1", "ephemeral", None, None, 3),),
         spec=(
             Container("app", None, "i:1", "", "app"),
             Container("side", None, "", "", "app"),
             Container("setup", None, "", "", "init"),
+            Container("proxy", None, "", "", "init", sidecar=True),
             Container("debug", None, "", "", "ephemeral"),
         ),
         config_hash=HASH,
@@ -107,6 +123,57 @@ def test_null_is_empty_at_every_depth() -> None:
     )
     unnamed = Container("", None, "", "", "app", None)
     assert pod == Pod(UID, "", "", "", "", {"a": ""}, (), (unnamed,), (), ())
+
+
+@pytest.mark.parametrize(
+    ("last", "former"),
+    [
+        (None, None),
+        ({}, None),
+        ({"terminated": None}, None),
+        ({"terminated": {}}, None),
+        ({"terminated": {"containerID": None}}, None),
+        ({"terminated": {"containerID": ""}}, None),
+        ({"terminated": {"containerID": "old"}}, None),
+        ({"terminated": {"containerID": "cri-o://old"}}, "old"),
+        ({"running": {}, "terminated": {"containerID": "cri-o://old"}}, "old"),
+        ({"waiting": {"containerID": "cri-o://old"}}, None),
+    ],
+)
+def test_the_instance_before_is_what_the_last_state_says_ended(last: Any, former: str | None) -> None:
+    """The ID of the instance before a restart is that of a terminated lastState, read as any other ID."""
+    status = {"name": "app", "containerID": "cri-o://new", "lastState": last}
+    (found,) = one(status={"containerStatuses": [status]}).containers
+    assert (found.container_id, found.former_id) == ("new", former)
+
+
+@pytest.mark.parametrize(
+    ("count", "restarts"), [(None, 0), (0, 0), (5, 5), (2**31 - 1, 2**31 - 1), (-1, 0), (-(2**31), 0)]
+)
+def test_restarts_are_never_below_zero(count: Any, restarts: int) -> None:
+    """The number of restarts is the status's own, and 0 where it says none or less."""
+    (found,) = one(status={"containerStatuses": [{"name": "app", "restartCount": count}]}).containers
+    assert found.restarts == restarts
+
+
+@pytest.mark.parametrize("policy", [None, "", "always", "Always ", "OnFailure", "Never"])
+def test_only_an_init_container_that_always_restarts_is_a_sidecar(policy: str | None) -> None:
+    """The word is Always, verbatim, on an init container: no other word and no other container makes a sidecar."""
+    listed = [{"name": "a"}, {"name": "b"}]
+    pod = one(
+        spec={
+            "containers": [{"name": "a", "restartPolicy": "Always"}],
+            "initContainers": [{"name": "a", "restartPolicy": policy}, {"name": "b", "restartPolicy": "Always"}],
+            "ephemeralContainers": [{"name": "b", "restartPolicy": "Always"}],
+        },
+        status={
+            "containerStatuses": listed,
+            "initContainerStatuses": listed,
+            "ephemeralContainerStatuses": listed,
+        },
+    )
+    everywhere = (*pod.spec, *pod.containers, *pod.init_containers, *pod.ephemeral_containers)
+    assert [(each.role, each.name) for each in everywhere if each.sidecar] == [("init", "b"), ("init", "b")]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +277,16 @@ def test_a_list_cut_anywhere_is_refused() -> None:
         ({"metadata": {"uid": UID, "name": "bad", "labels": {"a": 1}}}, "item 1 ('bad') is malformed: "),
         ({"metadata": {"uid": 5, "name": "bad"}}, "item 1 ('bad') is malformed: "),
         ({"metadata": {"uid": UID, "name": "bad"}, "status": {"containerStatuses": {}}}, "containerStatuses"),
+        (_with_status(restartCount="3"), "restartCount"),
+        (_with_status(restartCount=1.5), "restartCount"),
+        (_with_status(restartCount=True), "restartCount"),
+        (_with_status(restartCount=2**31), "restartCount"),
+        (_with_status(restartCount=-(2**31) - 1), "restartCount"),
+        (_with_status(restartCount=10**400), "malformed"),
+        (_with_status(lastState=[]), "lastState"),
+        (_with_status(lastState={"terminated": "x"}), "lastState"),
+        (_with_status(lastState={"terminated": {"containerID": 5}}), "containerID"),
+        ({"metadata": {"uid": UID}, "spec": {"initContainers": [{"restartPolicy": 1}]}}, "restartPolicy"),
         ({"metadata": {"uid": UID, "name": {}}}, "item 1 is malformed: "),
         ({"metadata": []}, "item 1 is malformed: "),
         ("pod", "item 1 is malformed: "),

@@ -64,9 +64,11 @@ def test_a_pod() -> None:
         node="node-1",
         labels={"app": "cart"},
         owners=(Owner("ReplicaSet", "cart", "owner-uid"),),
-        containers=(Container("app", f"{1:064x}", "app:1", "app@sha256:1", "app", "running"),),
-        init_containers=(Container("first", f"{1:063x}a", "first:1", "first@sha256:1", "init", "terminated"),),
-        ephemeral_containers=(Container("debug", None, "debug:1", "debug@sha256:1", "ephemeral", "waiting"),),
+        containers=(Container("app", f"{1:064x}", "app:1", "app@sha256:1", "app", "running", restarts=3),),
+        init_containers=(Container("first", f"{1:063x}a", "first:1", "first@sha256:1", "init", "terminated", None, 3),),
+        ephemeral_containers=(
+            Container("debug", None, "debug:1", "debug@sha256:1", "ephemeral", "waiting", restarts=3),
+        ),
         spec=(
             Container("app", None, "app:1", "", "app"),
             Container("first", None, "first:1", "", "init"),
@@ -85,6 +87,47 @@ def test_a_static_pod() -> None:
 def test_without_a_state() -> None:
     """A status that says neither running, waiting nor terminated has no state."""
     assert decode_pod(pod(1, status=status("app", "", 0))).containers[0].state is None
+
+
+def ended(container_id: str) -> bytes:
+    """A lastState that is terminated."""
+    return pb((3, pb((1, 137), (3, "Error"), (7, container_id))))
+
+
+@pytest.mark.parametrize(
+    ("last", "former"),
+    [
+        ((3, ended("containerd://old")), "old"),
+        ((3, ended("")), None),
+        ((3, ended("old")), None),
+        ((3, pb((1, pb((1, "why"))))), None),
+        ((3, b""), None),
+        ((4, 0), None),
+    ],
+)
+def test_the_instance_before(last: tuple[int, Any], former: str | None) -> None:
+    """The instance before a restart is the container that lastState says has ended, if it says one."""
+    found = decode_pod(pod(1, status=pb((1, "app"), last, (8, "containerd://new")))).containers[0]
+    assert (found.container_id, found.former_id) == ("new", former)
+
+
+@pytest.mark.parametrize(("count", "restarts"), [(0, 0), (7, 7), (2**31 - 1, 2**31 - 1), (2**64 - 1, 0), (2**63, 0)])
+def test_restarts(count: int, restarts: int) -> None:
+    """The count of restarts is read as the 32 bits that it has, and is never below 0."""
+    assert decode_pod(pod(1, status=pb((1, "app"), (5, count)))).containers[0].restarts == restarts
+
+
+@pytest.mark.parametrize("number", [2, 20])
+@pytest.mark.parametrize(("policy", "keeps"), [("Always", True), ("always", False), ("OnFailure", False), ("", False)])
+def test_a_sidecar(number: int, policy: str, keeps: bool) -> None:
+    """An init container with the restart policy Always is a sidecar in spec and status; no app container is."""
+    spec = pb((number, pb((1, "proxy"), (24, policy))), (number, pb((1, "other"))))
+    listed = [(number // 20 * 2 + 8, pb((1, name))) for name in ("proxy", "other")]
+    found = decode_pod(pb((2, spec), (3, pb(*listed))))
+    wanted = keeps and number == 20
+    assert [(each.name, each.sidecar) for each in found.spec] == [("proxy", wanted), ("other", False)]
+    statuses = (*found.containers, *found.init_containers)
+    assert [(each.name, each.sidecar) for each in statuses] == [("proxy", wanted), ("other", False)]
 
 
 def test_an_empty_pod() -> None:

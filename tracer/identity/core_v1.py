@@ -6,6 +6,8 @@ is ``None`` here.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 
@@ -24,9 +26,10 @@ class Metadata(msgspec.Struct, rename="camel"):
     owner_references: list[Owner] | None = None
 
 
-class Named(msgspec.Struct):
+class Named(msgspec.Struct, rename="camel"):
     name: str | None = None
     image: str | None = None
+    restart_policy: str | None = None
 
 
 class Spec(msgspec.Struct, rename="camel"):
@@ -41,10 +44,18 @@ class Present(msgspec.Struct):
     """Any object; that it is there is all that counts."""
 
 
+class Terminated(msgspec.Struct):
+    container_id: str | None = msgspec.field(default=None, name="containerID")
+
+
 class State(msgspec.Struct):
     running: Present | None = None
     waiting: Present | None = None
-    terminated: Present | None = None
+    terminated: Terminated | None = None
+
+
+# An int32 for a Go client, which refuses what is none.
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class ContainerStatus(msgspec.Struct):
@@ -53,6 +64,8 @@ class ContainerStatus(msgspec.Struct):
     image_id: str | None = msgspec.field(default=None, name="imageID")
     container_id: str | None = msgspec.field(default=None, name="containerID")
     state: State | None = None
+    last_state: State | None = msgspec.field(default=None, name="lastState")
+    restart_count: Int32 | None = msgspec.field(default=None, name="restartCount")
 
 
 class Status(msgspec.Struct, rename="camel"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,8 @@ from tracer.identity import core_v1
 from tracer.model import Container, Owner, Pod, State, Workload
 
 CONFIG_HASH = "kubernetes.io/config.hash"
+ALWAYS = "Always"
+"""The restart policy that makes an init container a sidecar: it runs beside the app containers."""
 
 _OBJ = "pod list"
 _HINT = "give what the kubelet answers at /pods, or `kubectl get pods -A -o json` prints"
@@ -106,6 +108,7 @@ def _pod(item: core_v1.Pod, meta: core_v1.Metadata, uid: str) -> Pod:
         (spec.init_containers, "init"),
         (spec.ephemeral_containers, "ephemeral"),
     )
+    sidecars = {entry.name or "" for entry in spec.init_containers or () if entry.restart_policy == ALWAYS}
     return Pod(
         uid=uid,
         namespace=meta.namespace or "",
@@ -115,10 +118,17 @@ def _pod(item: core_v1.Pod, meta: core_v1.Metadata, uid: str) -> Pod:
         labels={key: value or "" for key, value in (meta.labels or {}).items()},
         owners=tuple(Owner(o.kind or "", o.name or "", o.uid or "") for o in meta.owner_references or ()),
         containers=_containers(status.container_statuses, "app"),
-        init_containers=_containers(status.init_container_statuses, "init"),
+        init_containers=_containers(status.init_container_statuses, "init", sidecars),
         ephemeral_containers=_containers(status.ephemeral_container_statuses, "ephemeral"),
         spec=tuple(
-            Container(entry.name or "", None, entry.image or "", "", role)
+            Container(
+                entry.name or "",
+                None,
+                entry.image or "",
+                "",
+                role,
+                sidecar=role == "init" and entry.restart_policy == ALWAYS,
+            )
             for entries, role in named
             for entry in entries or ()
         ),
@@ -127,7 +137,9 @@ def _pod(item: core_v1.Pod, meta: core_v1.Metadata, uid: str) -> Pod:
 
 
 def _containers(
-    statuses: list[core_v1.ContainerStatus] | None, role: Literal["app", "init", "ephemeral"]
+    statuses: list[core_v1.ContainerStatus] | None,
+    role: Literal["app", "init", "ephemeral"],
+    sidecars: Collection[str] = (),
 ) -> tuple[Container, ...]:
     return tuple(
         Container(
@@ -137,6 +149,9 @@ def _containers(
             image_id=status.image_id or "",
             role=role,
             state=_state(status.state),
+            former_id=_former_id(status.last_state),
+            restarts=max(status.restart_count or 0, 0),
+            sidecar=(status.name or "") in sidecars,
         )
         for status in statuses or ()
     )
@@ -150,6 +165,11 @@ def _state(state: core_v1.State | None) -> Literal["running", "waiting", "termin
     if state.terminated is not None:
         return "terminated"
     return "waiting" if state.waiting is not None else None
+
+
+def _former_id(last: core_v1.State | None) -> str | None:
+    ended = last.terminated if last is not None else None
+    return container_id(ended.container_id or "") if ended is not None else None
 
 
 def container_id(url: str) -> str | None:

@@ -109,4 +109,4 @@ class Runtime:
 
 
 def _status(asked: Container, record: RuntimeContainer) -> Container:
-    return Container(asked.name, record.container_id, record.image, record.image_id, asked.role)
+    return replace(asked, container_id=record.container_id, image=record.image, image_id=record.image_id)

@@ -7,11 +7,11 @@ releases are read too. What is absent is empty, as it is for a Go client. Import
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final, Literal
 
 from tracer.errors import InputError
-from tracer.identity.pods import CONFIG_HASH, container_id
+from tracer.identity.pods import ALWAYS, CONFIG_HASH, container_id
 from tracer.model import Container, Owner, Pod
 from tracer.protobuf import STRING_MAP, Field, declare
 
@@ -36,7 +36,7 @@ _TABLE: Final = {
         "initContainers": Field(20, "Container", repeated=True),
         "ephemeralContainers": Field(34, "EphemeralContainer", repeated=True),
     },
-    "Container": {"name": Field(1), "image": Field(2)},
+    "Container": {"name": Field(1), "image": Field(2), "restartPolicy": Field(24)},
     "EphemeralContainer": {"ephemeralContainerCommon": Field(1, "Container")},
     "PodStatus": {
         "containerStatuses": Field(8, "ContainerStatus", repeated=True),
@@ -46,6 +46,8 @@ _TABLE: Final = {
     "ContainerStatus": {
         "name": Field(1),
         "state": Field(2, "ContainerState"),
+        "lastState": Field(3, "ContainerState"),
+        "restartCount": Field(5, "int32"),
         "image": Field(6),
         "imageID": Field(7),
         "containerID": Field(8),
@@ -53,8 +55,9 @@ _TABLE: Final = {
     "ContainerState": {
         "waiting": Field(1, "Present"),
         "running": Field(2, "Present"),
-        "terminated": Field(3, "Present"),
+        "terminated": Field(3, "ContainerStateTerminated"),
     },
+    "ContainerStateTerminated": {"containerID": Field(7)},
     "Present": {},
 }
 
@@ -68,6 +71,7 @@ def decode_pod(data: bytes) -> Pod:
     except DecodeError as error:
         raise InputError(f"this is no pod: {error}", "protobuf") from None
     meta, spec, status = raw.metadata, raw.spec, raw.status
+    sidecars = {each.name for each in spec.initContainers if each.restartPolicy == ALWAYS}
     return Pod(
         uid=meta.uid,
         namespace=meta.namespace,
@@ -77,7 +81,7 @@ def decode_pod(data: bytes) -> Pod:
         labels=dict(meta.labels),
         owners=tuple(Owner(each.kind, each.name, each.uid) for each in meta.ownerReferences),
         containers=_containers(status.containerStatuses, "app"),
-        init_containers=_containers(status.initContainerStatuses, "init"),
+        init_containers=_containers(status.initContainerStatuses, "init", sidecars),
         ephemeral_containers=_containers(status.ephemeralContainerStatuses, "ephemeral"),
         spec=(
             *(_asked(each, "app") for each in spec.containers),
@@ -89,10 +93,11 @@ def decode_pod(data: bytes) -> Pod:
 
 
 def _asked(container: Any, role: _Role) -> Container:
-    return Container(container.name, None, container.image, "", role)
+    sidecar = role == "init" and container.restartPolicy == ALWAYS
+    return Container(container.name, None, container.image, "", role, sidecar=sidecar)
 
 
-def _containers(statuses: Iterable[Any], role: _Role) -> tuple[Container, ...]:
+def _containers(statuses: Iterable[Any], role: _Role, sidecars: Collection[str] = ()) -> tuple[Container, ...]:
     return tuple(
         Container(
             name=each.name,
@@ -101,6 +106,10 @@ def _containers(statuses: Iterable[Any], role: _Role) -> tuple[Container, ...]:
             image_id=each.imageID,
             role=role,
             state=_state(each.state),
+            # Empty unless that state is the one that is there.
+            former_id=container_id(each.lastState.terminated.containerID),
+            restarts=max(each.restartCount, 0),
+            sidecar=each.name in sidecars,
         )
         for each in statuses
     )
