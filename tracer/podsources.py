@@ -338,6 +338,7 @@ class PodSources:
             found.image_id,
             found.created_at,
             found.at,
+            found.cgroups_path,
         )
         self._apply(lambda now: self._index.container(record, now))
 
