@@ -95,7 +95,7 @@ def match_strict(path: str, prefix: str | None = None) -> PathMatch:
         if uid is not None:
             return _in_pod(segments, depth, uid, given, above)
         found = _ID.search(segments[depth])
-        if found is not None:
+        if found is not None and not _is_conmon(found):
             above.append((found[0], depth))
     return _without_pod(segments, start, given)
 

@@ -52,8 +52,8 @@ UNNAMED = Workload(State.UNKNOWN, "unnamed", "the name of its cgroup cannot be t
 
 _READY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds
 
-# What is said of a container that was taken for a pod's and is none.
-_WRONG = ("conflict", "outside_root", "not_a_pod")
+# What may become of a resolved container though nothing that was told of it was wrong.
+_ENDS = ("deleted", "stale", "namespace_labels")
 
 # Why a process has no container yet, or none, where its pod alone says who it is.
 _POD_IS_ENOUGH = ("not_listed_yet", "no_pod_yet", "not_listed", "sandbox")
@@ -497,7 +497,7 @@ class Index:
         self.cgroups.changed = True
         is_other = (before.pod_uid, before.container_id) != (workload.pod_uid, workload.container_id)
         if workload.state is not State.RESOLVED:
-            is_wrong = before.state is State.RESOLVED and workload.reason in _WRONG
+            is_wrong = before.state is State.RESOLVED and workload.reason not in _ENDS
             return self._corrected(entry, now) if is_wrong else []
         self.cgroups.bind(entry)
         awaiting, entry.awaiting = entry.awaiting, {}
