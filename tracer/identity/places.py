@@ -10,7 +10,7 @@ never ``resolved``.
    kubelet lists old IDs.
 2. *Nesting.* The outermost container of a path counts; a pod segment below a container's ID counts only where that
    container is this node (KIND, minikube): the tracer itself runs in it, or, where nothing is known of where the tracer
-   runs, it alone has cgroups of listed containers and no such cgroup is outside of containers. Stops root in a
+   runs, it alone has cgroups of listed containers and no such cgroup ever was outside of containers. Stops root in a
    container of Docker or Podman, and a container whose own ID no source lists yet. Where two containers might be the
    node, neither is: the operator says which with ``--cgroup-prefix``.
 3. *One cgroup for each container.* Of several cgroups that use one ID, that which the runtime itself reports counts,
@@ -61,30 +61,38 @@ class Places:
     def __init__(self, tree: CgroupTree, confirms: Callable[[Entry], bool]) -> None:
         self._tree = tree
         self._confirms = confirms
-        # Confirmed containers below pods' cgroups and outside of them, both not nested; and the nests of the others.
+        # Whether there are confirmed containers below pods' cgroups and outside of them, both not nested; whether there
+        # ever was one; and the nests of the others.
         self.has_pods = False
         self.has_bare = False
+        self._is_plain = False
         self._nests: frozenset[str] = frozenset()
 
     def survey(self) -> None:
         """Looks at all cgroups anew."""
         self.has_pods = self.has_bare = False
-        self._nests = frozenset()
+        nests = set()
         for entry in self._tree.containers():
             self.add(entry)
+            if entry.nest is not None and self._counts(entry):
+                nests.add(entry.nest)
+        self._nests = frozenset(nests)
 
     def add(self, entry: Entry) -> bool:
-        """Takes one more cgroup into account; whether that changes what can be said of others."""
-        if not entry.guarded or not entry.inside or is_within_resolved(entry) or not self._confirms(entry):
+        """Takes one more cgroup into account; whether all are to be looked at again. A nested one shows nothing before
+        that, since the node's own may only be about to be read."""
+        if not self._counts(entry):
             return False
-        before = self.has_pods, self.has_bare, self._nests
         if entry.nest is not None:
-            self._nests |= {entry.nest}
-        elif entry.root is not None:
-            self.has_pods = True
-        else:
-            self.has_bare = True
-        return before != (self.has_pods, self.has_bare, self._nests)
+            return entry.nest not in self._nests
+        before = self.has_pods, self.has_bare
+        self.has_pods |= entry.root is not None
+        self.has_bare |= entry.root is None
+        self._is_plain = True
+        return before != (self.has_pods, self.has_bare)
+
+    def _counts(self, entry: Entry) -> bool:
+        return bool(entry.guarded) and entry.inside and not is_within_resolved(entry) and self._confirms(entry)
 
     def of(self, entry: Entry) -> Standing:
         """Whether a container's cgroup is evidence."""
@@ -103,7 +111,7 @@ class Places:
             return Standing.NESTED  # what is above the prefix was not looked at: this is below a container of the node
         if self._tree.own is not None and match_strict(self._tree.own).container is not None:
             return Standing.BELIEVED if nest == _nest_of(self._tree.own) else Standing.NESTED
-        if self.has_pods or self.has_bare:
+        if self._is_plain:
             return Standing.NESTED
         # A container within another one may have been named by that.
         nests = {each for each in self._nests if not any(each.startswith(f"{other}/") for other in self._nests)}
