@@ -323,10 +323,11 @@ def pods_api(settings: Settings, found: _Found) -> Check:
 
 
 def kubelet(settings: Settings, found: _Found) -> Check:
-    """The kubelet over HTTP: which port and why, and whether it lists the pods. An absent one is a warning; one that
-    is there and does not serve us is not, unless the Pods API does in its place."""
+    """The kubelet over HTTP: which port and why, and whether it lists the pods. An absent one is a warning, and so is
+    another's port in its place; one that is there and does not serve us is not, unless the Pods API does instead."""
     from tracer.sources.finding import choose
     from tracer.sources.kubelet import KubeletClient
+    from tracer.sources.ownership import NotRoots
 
     name = "kubelet"
     if settings.kubelet == "none":
@@ -337,7 +338,7 @@ def kubelet(settings: Settings, found: _Found) -> Check:
         with KubeletClient(choice.endpoint, reload_interval=settings.reload_interval) as client:
             fetch = client.fetch()
     except SourceError as error:
-        absent = error.what == "connection refused"
+        absent = error.what == "connection refused" or isinstance(error, NotRoots)
         return failed(name, error, "warn" if absent or found.has_pods_api else "fail")
     found.fetch = found.fetch or fetch
     return _list_check(name, choice.note or f"{url}, as configured", fetch)
