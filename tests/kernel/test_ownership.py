@@ -37,7 +37,7 @@ body = sys.argv[4].encode()
 listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 if ":" in host:
-    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, mode == "v6")
 listener.bind((host, port))
 listener.listen(1 if mode == "deaf" else 16)
 def become_a_user():
@@ -218,6 +218,14 @@ def test_what_root_accepted_and_handed_on_is_not_roots(serve: Serve) -> None:
 def test_a_listener_that_a_user_holds_too_is_not_roots(serve: Serve) -> None:
     """Where a user's process holds root's listener, it could have accepted: nothing is believed."""
     assert "is not root's" in _refusal(serve(mode="shares"))
+
+
+def test_a_user_beside_root_takes_nothing_away(serve: Serve) -> None:
+    """A user that listens on the same port for IPv6 alone does not keep root's listener from being believed."""
+    server = serve()
+    theirs = serve(*USER, host="::", mode="v6", port=server.port)
+    assert _pods(server.client()) == 1
+    assert theirs.end() == b""
 
 
 def test_each_connection_is_looked_at(serve: Serve) -> None:

@@ -5,9 +5,9 @@ the kernel proves whose it is, for each connection anew:
 
 1. The socket at the other end is found among this machine's (``/proc/net/tcp``, ``tcp6``), and belongs to uid 0. One
    that is not there was sent elsewhere, by a packet filter for instance.
-2. Every process that holds it, or a socket that listens there, is root of the host: all of its uids are 0, it is in the
-   user namespace that we are in and in the PID namespace of the procfs that we read, and in no container's cgroup (the
-   root of a pod in the host's network has uid 0 as well).
+2. Every process that holds it, or a socket of uid 0 that listens there, is root of the host: all of its uids are 0, it
+   is in the user namespace that we are in and in the PID namespace of the procfs that we read, and in no container's
+   cgroup (the root of a pod in the host's network has uid 0 as well).
 3. A process whose files we may not read could hold it, so it has to be root of the host by what anybody may read of it.
 
 That is asked when the connection was made, before a byte leaves, and again when the first answer is complete: a server
@@ -109,9 +109,8 @@ class RootCheck:
             for row in ends.listening:
                 for found in re.finditer(re.escape(row), table):
                     uid, listener = _owner(table, found.start())
-                    if uid != 0:
-                        raise self._refusal(ends, f"uid {uid} listens there")
-                    inodes[listener] = False
+                    if uid == 0:  # another's did not take this connection, for IPv6 alone perhaps
+                        inodes[listener] = False
         wanted = {f"socket:[{inode}]": inode for inode in inodes}
         own = self._link("self/ns/user")
         for pid in _processes(self.procfs):
