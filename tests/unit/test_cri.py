@@ -15,6 +15,8 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.rpc import Value, pb, raw_server, socket_folder
 from tests.runtime import POD_UID, FakeRuntime, hex_id, labels
@@ -23,6 +25,7 @@ from tracer.clock import boottime
 from tracer.errors import SourceError, UsageError
 from tracer.sources.attempts import PAUSES
 from tracer.sources.cri import CriClient, CriContainer, CriState, CriVersion, find_endpoint
+from tracer.sources.cri_info import cgroups_path
 from tracer.sources.cri_source import WORKERS, CriSource
 from tracer.sources.rpc import CallError
 from tracer.sources.state import SourceState
@@ -143,6 +146,12 @@ def spec(path: object) -> str:
     return json.dumps({"pid": 7, "runtimeSpec": {"ociVersion": "1.0.2", "linux": linux}, "config": {"labels": {}}})
 
 
+def _json_of(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Values of JSON, in which the names that are looked for occur."""
+    names = st.sampled_from(["runtimeSpec", "linux", "cgroupsPath", "other"])
+    return st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)
+
+
 CGROUPFS = f"/kubepods/burstable/pod{POD_UID}/{hex_id(1)}"
 SYSTEMD = f"kubepods-burstable-pod{POD_UID.replace('-', '_')}.slice:cri-containerd:{hex_id(1)}"
 
@@ -192,6 +201,13 @@ def test_a_container_without_a_cgroup_path(
     assert found is not None
     assert (found.name, found.image, found.cgroups_path) == ("app", "registry/app:1", None)
     assert runtime.verbose == [True]
+
+
+@given(st.one_of(st.binary(), st.recursive(st.none() | st.text(), _json_of).map(json.dumps).map(str.encode)))
+def test_whatever_a_description_holds(text: bytes) -> None:
+    """A cgroup path is read from a description, or none is, whatever bytes it has."""
+    found = cgroups_path(text)
+    assert found is None or (found and "\0" not in found)
 
 
 def test_a_description_larger_than_an_answer_may_be(runtime: FakeRuntime, client: CriClient) -> None:

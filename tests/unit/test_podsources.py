@@ -56,7 +56,7 @@ def test_the_index_is_told_the_cgroup_path_that_the_runtime_reports() -> None:
     with socket_folder() as folder, FakeRuntime(folder / "cri.sock") as runtime:
         container_id = runtime.add(1)
         runtime.info = pb_map(2, {"info": json.dumps({"runtimeSpec": {"linux": {"cgroupsPath": path}}})})
-        sources = make_sources(index, Settings(kubelet="none", pods_api="none", cri=str(folder / "cri.sock")))
+        sources = make_sources(index, Settings(kubelet="none", pods_api="none", cri=f"unix://{folder}/cri.sock"))
         sources.start()
         try:
             found = until(lambda: index._verdicts.runtime.get(container_id), 30, "the container")

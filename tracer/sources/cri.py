@@ -28,9 +28,11 @@ ENDPOINTS: Final = (
     "/run/containerd/containerd.sock",
     "/var/run/crio/crio.sock",
     "/run/k3s/containerd/containerd.sock",
+    "/run/k0s/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
     "/var/run/cri-dockerd.sock",
 )
-"""Where runtimes have their sockets: containerd, CRI-O, k3s, cri-dockerd."""
+"""Where runtimes have their sockets: containerd, CRI-O, k3s, k0s, microk8s, cri-dockerd."""
 
 TIMEOUT: Final = 5.0
 _POD_NAME, _POD_NAMESPACE, _POD_UID, _NAME = (
@@ -160,7 +162,7 @@ class CriVersion:
     api_version: str
 
 
-def find_endpoint(candidates: Iterable[str] = ENDPOINTS) -> str | None:
+def find_endpoint(candidates: Iterable[str]) -> str | None:
     """The first of these paths at which there is a socket. It is looked at, not opened."""
     for path in candidates:
         try:
