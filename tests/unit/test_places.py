@@ -9,6 +9,7 @@ import pytest
 from tests.unit.index_lab import TOP, Lab, cid, container, pod, told, uid
 from tests.unit.test_runtime import record
 from tracer.identity.index import Rules
+from tracer.identity.places import agreement
 from tracer.model import State
 
 A, B, C, D, P = "a", "b", "c", "d", "e"
@@ -205,7 +206,7 @@ def test_two_cgroups_of_one_container_are_a_conflict_while_both_are_there(lab: L
 
 def test_the_path_that_the_runtime_reports_decides_between_two(lab: Lab) -> None:
     """Of two cgroups of one container the one that the runtime says it made is the container's."""
-    home, other = lab.mkdir(HOME_A), lab.mkdir(f"/elsewhere/pod{uid(A)}/{cid(A)}")
+    home, other = lab.mkdir(HOME_A), lab.mkdir(f"/elsewhere{HOME_A}")
     lab.pods(pod(A, container(A)))
     assert lab.says(home)[:2] == ("unknown", "conflict")
     lab.index.container(record(A, cgroups_path=HOME_A), lab.now)
@@ -213,9 +214,11 @@ def test_the_path_that_the_runtime_reports_decides_between_two(lab: Lab) -> None
     assert lab.says(other)[:2] == ("unknown", "conflict")
 
 
-def test_a_name_below_a_pod_counts_before_one_outside_of_pods(lab: Lab) -> None:
-    """Of two cgroups of one container that in the pod which the list names is the container's."""
-    home, other = lab.mkdir(HOME_A), lab.mkdir(f"/system.slice/{cid(A)}")
+@pytest.mark.parametrize("other", [f"/system.slice/{cid(A)}", f"/elsewhere/pod{uid(A)}/{cid(A)}"])
+def test_a_name_below_the_kubelets_counts_before_one_elsewhere(lab: Lab, other: str) -> None:
+    """Of two cgroups of one container the one in its pod, below what the kubelet calls kubepods, is the container's."""
+    home = lab.mkdir(HOME_A)
+    lab.mkdir(other)
     lab.pods(pod(A, container(A)))
     assert lab.says(home) == RESOLVED_A
     assert lab.says(other)[:2] == ("unknown", "conflict")
@@ -426,3 +429,38 @@ def test_without_container_selectors_a_pod_needs_no_listed_neighbour() -> None:
         assert lab.says(other)[0] != "resolved"
         without = lab.index.without_container(lab.who(other))
         assert without.state is not State.RESOLVED
+
+
+@pytest.mark.parametrize(
+    ("path", "reported", "how"),
+    [
+        (f"/kubepods/pod{uid(A)}/{cid(A)}", f"/kubepods/pod{uid(A)}/{cid(A)}", 2),
+        (f"/docker/{cid(D)}/kubepods/pod{uid(A)}/{cid(A)}", f"/kubepods/pod{uid(A)}/{cid(A)}", 1),
+        (f"/xkubepods/pod{uid(A)}/{cid(A)}", f"/kubepods/pod{uid(A)}/{cid(A)}", 0),
+        (
+            f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/cri-containerd-{cid(A)}.scope",
+            f"kubepods-burstable-podx.slice:cri-containerd:{cid(A)}",
+            2,
+        ),
+        (
+            f"/x/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/crio-{cid(A)}.scope",
+            f"kubepods-burstable-podx.slice:crio:{cid(A)}",
+            1,
+        ),
+        (f"/kubepods-podx.slice:cri-containerd:{cid(A)}", f"kubepods-podx.slice:cri-containerd:{cid(A)}", 2),
+        (
+            f"/system.slice/containerd.service/kubepods-podx.slice:cri-containerd:{cid(A)}",
+            f"kubepods-podx.slice:cri-containerd:{cid(A)}",
+            1,
+        ),
+        (f"/kubepods-pody.slice/cri-containerd-{cid(A)}.scope", f"kubepods-podx.slice:cri-containerd:{cid(A)}", 0),
+        (f"/docker/{cid(A)}", "/", 0),
+        (f"/docker/{cid(A)}", "", 0),
+        (f"/docker/{cid(A)}", ":", 0),
+        (f"/docker/{cid(A)}", "::", 0),
+        (f"/docker/{cid(A)}", cid(A), 0),
+    ],
+)
+def test_a_path_agrees_with_what_the_runtime_reports_in_its_drivers_form(path: str, reported: str, how: int) -> None:
+    """The runtime's word is a path or systemd's triple; on a node that is a container paths end so."""
+    assert agreement(path, reported) == how

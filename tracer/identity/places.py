@@ -14,8 +14,8 @@ never ``resolved``.
    container of Docker or Podman, and a container whose own ID no source lists yet. Where two containers might be the
    node, neither is: the operator says which with ``--cgroup-prefix``.
 3. *One cgroup for each container.* Of several cgroups that use one ID, that which the runtime itself reports counts,
-   before one in the pod that the list names, before any; where two are alike, it is a conflict. Stops whoever copies a
-   name by rules that are not known here.
+   then one in the pod that the list names, then one below a cgroup called kubepods; where two are alike, it is a
+   conflict. Stops whoever copies a name in a way that is not known here.
 4. *The operator's word.* Below ``--cgroup-prefix`` cgroups may also belong to the owner of the prefix (a rootless
    node); nothing outside of it is ever a pod's.
 
@@ -150,18 +150,29 @@ def _nest_of(own: str) -> str | None:
     return "/" + "/".join(own.removeprefix("/").split("/")[: match.depth + 1])
 
 
-def agrees(path: str, reported: str) -> bool:
-    """Whether a cgroup's path is the one that a runtime reports (the OCI spec's ``linux.cgroupsPath``).
+def agreement(path: str, reported: str) -> int:
+    """How well a cgroup's path agrees with the one that a runtime reports (the OCI spec's ``linux.cgroupsPath``): 2 for
+    the same, 1 where it ends so, as on a node that is a container itself, and 0 where it is another.
 
     ``reported`` is a path, or ``slice:prefix:name`` of the systemd driver: then the cgroup is ``prefix-name.scope``
-    below that slice, or called like the whole of it by a runtime that does not know systemd. On a node that is a
-    container itself, the runtime's paths begin below that container's.
+    below that slice and those that its name tells (systemd.slice(5)), or called like the whole of it by a runtime that
+    does not know systemd.
     """
-    if ":" not in reported:
-        return reported.startswith("/") and len(reported) > 1 and (path == reported or path.endswith(reported))
-    if path.endswith(f"/{reported.removeprefix('/')}"):
-        return True
-    folder, _, rest = reported.partition(":")
-    prefix, colon, name = rest.partition(":")
-    leaf = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
-    return bool(colon and name) and path.endswith(f"/{folder}/{leaf}" if folder else f"/{leaf}")
+    folder, colon, rest = reported.partition(":")
+    prefix, second, name = rest.partition(":")
+    if not colon:
+        wanted = [reported] if reported.startswith("/") and len(reported) > 1 else []
+    else:
+        wanted = [f"/{reported.removeprefix('/')}"]
+        if second and name:
+            leaf = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+            wanted.append(f"{_slices(folder)}/{leaf}")
+    if path in wanted:
+        return 2
+    return int(any(path.endswith(each) for each in wanted))
+
+
+def _slices(name: str) -> str:
+    """The path of a slice: ``a-b.slice`` is in ``a.slice``."""
+    parts = name.removesuffix(".slice").split("-") if name else []
+    return "".join(f"/{'-'.join(parts[: depth + 1])}.slice" for depth in range(len(parts)))

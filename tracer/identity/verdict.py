@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
-from tracer.identity.places import REFUSED, Places, Standing, agrees, is_within_resolved
+from tracer.identity.places import REFUSED, Places, Standing, agreement, is_within_resolved
 from tracer.identity.pods import PodTable, pod_has_uid, resolved, same_uid
 from tracer.identity.runtime import Runtime
 from tracer.identity.selectors import selectors
@@ -253,11 +253,14 @@ class Verdicts:
         rivals = self.places.rivals(entry)
         return bool(rivals) and max(map(self._rank, rivals)) >= self._rank(entry)
 
-    def _rank(self, entry: Entry) -> tuple[bool, bool]:
+    def _rank(self, entry: Entry) -> tuple[int, bool, bool]:
+        """How good a cgroup's claim to an ID is: by the runtime's word, then by the pod above it, then by the name of
+        the place, which the kubelet calls kubepods."""
         record = self.runtime.get(entry.ref.container_id)
         reported = record.cgroups_path if record is not None else None
         path = self._tree.path(entry) if reported else None
-        return bool(reported and path and agrees(path, reported)), entry.root is not None
+        told = agreement(path, reported) if reported and path else 0
+        return told, entry.root is not None, "kubepods" in (entry.root or "")
 
     def _told_by_runtime(self, entry: Entry) -> Workload | None:
         """What follows from the runtime's word for a container that no list has yet; ``None`` if it has none.
