@@ -6,7 +6,8 @@ delegated v2 subtree can on a node whose containers are on v1, decides nothing.
 
 Births are watched in the hierarchies that are not tracked too. A container's cgroup there that has none of its ID in
 the tracked one is a *stray*. While a process is in a stray, its hierarchy may be the right one; that with the most
-containers that a source lists, then the most pods', then the most of any kind, is tracked.
+containers that a source lists is tracked; as long as nothing is listed, any that has a pod's, or else any container's,
+where the tracked one has none.
 """
 
 from __future__ import annotations
@@ -31,13 +32,20 @@ _MOST = 3  # other hierarchies that are looked at: a runtime that uses v1 uses p
 _ID_LENGTH = 64
 
 
-def _containers(mount: Mount) -> Iterator[tuple[str, PathMatch]]:
+def _match(path: str, prefix: str | None) -> PathMatch | None:
+    """What a path names, where that is a container, below the prefix if there is one."""
+    match = match_strict(path, prefix)
+    is_outside = prefix is not None and match.root is None
+    return None if match.container is None or is_outside else match
+
+
+def _containers(mount: Mount, prefix: str | None) -> Iterator[tuple[str, PathMatch]]:
     """(path, match) of each cgroup that is called like a container's own."""
     base = mount.path.rstrip("/")
     for folder, below, _ in os.walk(base):
         path = folder[len(base) :] or "/"
-        match = match_strict(path)
-        if match.container is None or match.depth is None:
+        match = _match(path, prefix)
+        if match is None:
             continue
         if match.depth == path.count("/") - 1:
             yield path, match
@@ -48,7 +56,7 @@ def _containers(mount: Mount) -> Iterator[tuple[str, PathMatch]]:
 def survey(mount: Mount, listed: Listed = lambda _ref: False, *, prefix: str | None = None) -> dict[str, Score]:
     """What each container counts, by its ID, that has a process in a cgroup of this hierarchy which is evidence."""
     found: dict[str, Score] = {}
-    for path, match in _containers(mount):
+    for path, match in _containers(mount, prefix):
         ref = match.container
         if ref is not None and guards_path(mount, path, prefix) and is_populated(mount.path.rstrip("/") + path):
             score = (int(listed(ref)), int(match.below_pod), 1)
@@ -75,6 +83,14 @@ def first_choice(mounts: Sequence[Mount], *, prefix: str | None = None) -> Mount
         if every:
             second = second or mount
     return second or mounts[0]
+
+
+def _is_better(score: Score, than: Score) -> bool:
+    """Whether a hierarchy is to be tracked instead: it has more listed containers, or something of a kind of which the
+    other has nothing, as long as nothing is listed."""
+    if score[0] or than[0]:
+        return score[0] > than[0]
+    return than[1] == 0 and (score[1] > 0 or (score[2] > 0 and than[2] == 0))
 
 
 @dataclass(slots=True)
@@ -126,7 +142,7 @@ class Scout:
     def look_through(self, now: int) -> None:
         """Takes in what is in the other hierarchies already."""
         for hierarchy, mount in self._others.items():
-            for path, match in _containers(mount):
+            for path, match in _containers(mount, self._prefix):
                 try:
                     number = os.stat(mount.path.rstrip("/") + path).st_ino
                 except OSError:
@@ -143,8 +159,8 @@ class Scout:
         chain = self._names[hierarchy].chain(cgroup)
         if chain is not None:
             path = "/" + "/".join(name for _, name in chain)
-            match = match_strict(path)
-            if match.depth == len(chain) - 1:
+            match = _match(path, self._prefix)
+            if match is not None and match.depth == len(chain) - 1:
                 self._take(hierarchy, cgroup, path, match, now)
 
     def _take(self, hierarchy: int, cgroup: int, path: str, match: PathMatch, born: int) -> None:
@@ -160,8 +176,8 @@ class Scout:
         not tracked, where that is evidence or may be."""
         for hierarchy, path in paths.items():
             mount = self._others.get(hierarchy)
-            match = match_strict(path)
-            if mount is None or match.container is None or match.depth is None:
+            match = _match(path, self._prefix)
+            if mount is None or match is None or match.depth is None:
                 continue
             home = "/".join(path.split("/")[: match.depth + 2])
             if guards_path(mount, home, self._prefix) is not False:
@@ -210,7 +226,7 @@ class Scout:
         for mount in self._mounts:
             if mount.info.hierarchy in ripe and mount is not self._tracked:
                 score = total(survey(mount, self._known.listed, prefix=self._prefix))
-                if score[:2] > most[:2] or (score > most and most[:2] == (0, 0)):
+                if _is_better(score, most):
                     best, most = mount, score
         return None if best is self._tracked else best
 
