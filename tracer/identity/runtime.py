@@ -91,11 +91,11 @@ class Runtime:
             init_containers=tuple(status(asked) for asked in pod.spec if asked.role == "init"),
         )
 
-    def container_of(self, pod: Pod, record: RuntimeContainer) -> Container:
-        """The container that a record tells of, in the role that the spec gives its name; one that the spec has not yet
-        was added to a running pod (``kubectl debug``)."""
+    def container_of(self, pod: Pod, record: RuntimeContainer) -> Container | None:
+        """The container that a record tells of, in the role that the spec gives its name; ``None`` for one that the
+        spec does not have, or not yet (``kubectl debug`` adds to a running pod): its kind cannot be told."""
         asked = next((each for each in pod.spec if each.name == record.name), None)
-        return _status(asked or Container(record.name, None, record.image, "", "ephemeral"), record)
+        return _status(asked, record) if asked is not None else None
 
     def is_settled(self, pod: Pod, container: Container) -> bool:
         """Whether the pod's images can change no more by containers that are still to be made: all app containers are

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
+from tracer.identity.grants import grant, is_ambiguous, is_pod_enough
 from tracer.identity.pods import PodTable, pod_has_uid, resolved, same_uid
 from tracer.identity.runtime import Runtime
-from tracer.identity.selectors import selectors
-from tracer.model import Container, ContainerRef, Pod, State, Workload
+from tracer.model import Container, ContainerRef, Pod, RuntimeContainer, State, Workload
 
 # The kubelet's status lags behind a restart by up to a second, and then names the container that ended. One that a
 # list calls running but of which no cgroup was ever seen is believed in after this long.
@@ -37,6 +37,7 @@ class Rules:
     prefix: str | None = None
     disable_container_selectors: bool = False
     namespace_labels: bool = False
+    ephemeral_containers: bool = False
 
 
 class Verdicts:
@@ -64,6 +65,9 @@ class Verdicts:
     def set_rules(self, rules: Rules) -> None:
         """From now on these rules count."""
         self._rules = rules
+        for entry in self._tree.containers():
+            if entry.workload.state is State.RESOLVED:  # so that it is computed anew, though its pod is the same
+                entry.workload = replace(entry.workload, settled=None)
 
     def take(self, pods: Iterable[Pod], at: int, *, complete: bool, source: str) -> bool:
         """Takes a pod list in, fetched at ``at``; False where it is older than what is known."""
@@ -153,7 +157,7 @@ class Verdicts:
         if now - at > self._rules.max_stale:
             return self._outdated(entry)
         found = self.listed(entry)
-        if len({pod.uid for pod, _ in found}) > 1:
+        if len({pod.uid for pod, _ in found}) > 1 or (found and is_ambiguous(entry.ref, table)):
             return self._unknown(entry, "conflict", "two pods are listed with this container ID")
         if found:
             return self._found(entry, *found[0], now)
@@ -232,15 +236,27 @@ class Verdicts:
         if entry.live and entry.root is not None and self._tree.root is None:
             return _first(entry)
         container = self.runtime.container_of(pod, record)
+        if container is None:
+            return self._unasked(entry, pod, record) if entry.container is None else None
         settled = self.runtime.is_settled(pod, container)
         return self._resolve(entry, self.runtime.foresee(pod), container, "cri", settled)
+
+    def _unasked(self, entry: Entry, pod: Pod, record: RuntimeContainer) -> Workload:
+        """The runtime has a container that the pod's spec, as it was read, does not ask for: of what kind it is will be
+        told by the next list, and nothing is granted before."""
+        if self.pods_at is not None and self.pods_at - entry.born > self._rules.give_up:
+            told = self._unknown(entry, "not_listed", "the runtime has this container, but its pod does not", pod)
+        else:
+            text = "the runtime has this container, but its pod's spec does not have it yet"
+            told = self._of_pod(entry, pod, State.PENDING, "not_listed_yet", text)
+        return _same(entry, replace(told, container=record.name, image=record.image, kind=None))
 
     def _of_pod_alone(self, entry: Entry, table: PodTable, now: int) -> Workload | None:
         """Without container selectors the pod is enough, as it is for SPIRE: whatever runs in a container's cgroup of
         it, one that is not listed yet, or never will be, has its selectors. The pod is the one that the path names
         first on its way down, which nobody below it can have written."""
         pod = table.by_uid.get(entry.ref.pod_uid or "") if entry.root is not None else None
-        if pod is None or (entry.live and self._tree.root is None):
+        if pod is None or not is_pod_enough(entry.ref, pod) or (entry.live and self._tree.root is None):
             return None
         if self._is_stale(pod, now):
             return self._outdated(entry)
@@ -249,10 +265,16 @@ class Verdicts:
     def of_pod_only(self, entry: Entry, now: int) -> Workload | None:
         """What a process in this container gets by its pod alone, for whoever leaves container selectors out; ``None``
         where the pod is not known. Changes nothing."""
-        pod = self._table.by_uid.get(entry.ref.pod_uid or "") if self._table and entry.root is not None else None
-        if pod is None or (entry.live and self._tree.root is None) or self._is_stale(pod, now):
+        if entry.root is None or (entry.live and self._tree.root is None):
             return None
-        return self._workload(entry.ref, pod, None)
+        return self.of_uid(entry.ref, now)
+
+    def of_uid(self, ref: ContainerRef, now: int) -> Workload | None:
+        """As ``of_pod_only``, of whatever is named by this path."""
+        pod = self._table.by_uid.get(ref.pod_uid or "") if self._table else None
+        if pod is None or not is_pod_enough(ref, pod) or self._is_stale(pod, now):
+            return None
+        return self._workload(ref, pod, None, alone=True)
 
     def of_list(self, ref: ContainerRef, now: int) -> tuple[Workload, int | None]:
         """(what the newest list says of a container that no cgroup here is called like, when its pod was read)."""
@@ -262,7 +284,7 @@ class Verdicts:
             for pod, container in (self._table.find(ref.container_id) if self._table else ())
             if ref.pod_uid is None or pod_has_uid(pod, ref.pod_uid)
         }
-        if len(found) > 1:
+        if len(found) > 1 or (found and self._table and is_ambiguous(ref, self._table)):
             text = "two pods are listed with this container ID"
             return replace(first, state=State.UNKNOWN, reason="conflict", reason_text=text), None
         for pod, container in found.values():
@@ -274,12 +296,16 @@ class Verdicts:
     def _is_stale(self, pod: Pod, now: int) -> bool:
         return now - self._read_at[pod.uid] > self._rules.max_stale
 
-    def _workload(self, ref: ContainerRef, pod: Pod, container: Container | None) -> Workload | None:
-        """The resolved workload by the list; ``None`` while the labels of its namespace are asked for and not known."""
+    def _workload(
+        self, ref: ContainerRef, pod: Pod, container: Container | None, *, alone: bool = False
+    ) -> Workload | None:
+        """The resolved workload by the list, perhaps by its pod ``alone``; ``None`` while the labels of its namespace
+        are asked for and not known."""
         labels = self.namespaces.get(pod.namespace) if self._rules.namespace_labels else None
         if self._rules.namespace_labels and labels is None:
             return None
-        return _resolved(ref, pod, container, self.source, self._rules, labels, settled=True)
+        rules = replace(self._rules, disable_container_selectors=True) if alone else self._rules
+        return _resolved(ref, pod, container, self.source, rules, labels, settled=True)
 
     def _sandbox(self, entry: Entry) -> Workload:
         ref, text = entry.ref, "it is its pod's sandbox (pause)"
@@ -408,6 +434,7 @@ class Verdicts:
             image=container.image if container else None,
             node=pod.node,
             labels=pod.labels,
+            kind=container.kind if container else None,
         )
         return _same(entry, workload)
 
@@ -422,13 +449,19 @@ def _resolved(
     *,
     settled: bool,
 ) -> Workload:
-    given = selectors(
+    given = grant(
+        ref,
         pod,
         container,
         disable_container_selectors=rules.disable_container_selectors,
+        ephemeral_containers=rules.ephemeral_containers,
         namespace_labels=namespace_labels,
     )
-    return resolved(pod, container, ref.container_id, given, source=source, settled=settled)
+    settled = settled or not given.selectors  # none: nothing is to be waited for
+    return resolved(
+        pod, container, ref.container_id, given.selectors,
+        source=source, settled=settled, why_not=given.why_not,
+    )  # fmt: skip
 
 
 def _first(entry: Entry) -> Workload:
