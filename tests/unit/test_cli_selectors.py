@@ -51,12 +51,8 @@ def test_every_recorded_case(
 
 def _with_debug(tmp_path: Path) -> Path:
     """A list of one pod whose only container with this ID is ephemeral."""
-    listed = POD.to_json()
-    status = listed["status"]
-    status["ephemeralContainerStatuses"] = [{**status["containerStatuses"][0], "name": "debug"}]
-    status["containerStatuses"] = []
     path = tmp_path / "debug.json"
-    path.write_text(json.dumps({"kind": "PodList", "items": [listed]}))
+    path.write_bytes(listing(FakePod("cart-1", uid=POD.uid, containers={}, ephemeral={"debug": ID})))
     return path
 
 
