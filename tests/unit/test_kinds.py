@@ -229,14 +229,24 @@ def test_other_rules_count_at_once() -> None:
         assert words(lab.who(path_of(made.pod)).workload.selectors, made) == wanted
 
 
-def test_a_restart_takes_the_selectors_of_the_former_instance() -> None:
+@pytest.mark.parametrize("later", [{"former_id": cid(A), "restarts": 1}, {"restarts": 1}, {"former_id": cid(A)}])
+def test_a_restart_takes_the_selectors_of_the_former_instance(later: dict[str, object]) -> None:
     """What still runs in the old container stays resolved as it, and has no selectors once the list has the new one."""
     lab = lab_of(pod(A, OWN))
     assert lab.who(path_of(pod(A))).workload.selectors
-    lab.pods(pod(A, container(B, former_id=cid(A), restarts=1)), pod(C, container(C)))
+    owner = pod(A, container(B, **later))
+    lab.pods(owner, pod(C, container(C)))
     found = lab.who(path_of(pod(A))).workload
     assert (found.state, found.container, found.kind, found.selectors) == ("resolved", "app", "container", ())
     assert found.reason_text is not None
+
+
+@pytest.mark.parametrize("lagging", [pod(A, container(D)), pod(A, container(None, state="waiting")), pod(A)])
+def test_a_list_that_lacks_a_container_takes_nothing_away(lagging: Pod) -> None:
+    """A container that was listed keeps its selectors where a list does not have it and shows no later instance."""
+    lab = lab_of(pod(A, replace(OWN, restarts=1)))
+    lab.pods(lagging, pod(C, container(C)))
+    assert "k8s:container-name:app" in lab.who(path_of(pod(A))).workload.selectors
 
 
 # ---- the runtime's word ----

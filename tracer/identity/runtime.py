@@ -71,8 +71,9 @@ class Runtime:
         record = self._records.get(ref.container_id)
         return record is not None and bool(record.pod_uid)
 
-    def foresee(self, pod: Pod) -> Pod:
-        """The pod with the status that the kubelet will write. As it is where its spec is not known."""
+    def foresee(self, pod: Pod, before: RuntimeContainer | None = None) -> Pod:
+        """The pod with the status that the kubelet will write, in which the newer instance of ``before`` says that this
+        was there before. As it is where its spec is not known."""
         if not pod.spec:
             return pod
         newest = self._by_pod.get(pod.uid, {})
@@ -81,7 +82,9 @@ class Runtime:
         def status(asked: Container) -> Container:
             record = newest.get(asked.name)
             if record is not None:
-                return _status(asked, record)
+                is_later = before is not None and before.name == asked.name and before is not record
+                former = before.container_id if before is not None and is_later else None
+                return replace(_status(asked, record), former_id=former)
             own = listed.get(asked.name)
             return own if own is not None and own.container_id else asked
 

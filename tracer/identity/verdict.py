@@ -239,7 +239,7 @@ class Verdicts:
         if container is None:
             return self._unasked(entry, pod, record) if entry.container is None else None
         settled = self.runtime.is_settled(pod, container)
-        return self._resolve(entry, self.runtime.foresee(pod), container, "cri", settled)
+        return self._resolve(entry, self.runtime.foresee(pod, record), container, "cri", settled)
 
     def _unasked(self, entry: Entry, pod: Pod, record: RuntimeContainer) -> Workload:
         """The runtime has a container that the pod's spec, as it was read, does not ask for: of what kind it is will be
