@@ -12,6 +12,7 @@ import grpc
 
 from tests.rpc import RpcServer, Value, pb, pb_map, read_strings
 
+VERBOSE = pb((2, 1))
 POD_UID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -33,7 +34,8 @@ def labels(name: str, pod_uid: str = POD_UID) -> dict[str, str]:
 class FakeRuntime:
     """``RuntimeService`` on a socket. ``calls`` has (method, ID or "") of each call, ``times`` when it came.
 
-    ``before(method, id, context)`` runs in front of each call: it may hang, abort, or change what is there.
+    ``before(method, id, context)`` runs in front of each call: it may hang, abort, or change what is there. ``info`` is
+    what a verbose status adds, as (number, value); ``verbose`` tells of each status whether it was to be one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +44,8 @@ class FakeRuntime:
         self.sandboxes: dict[str, bytes] = {}
         self.calls: list[tuple[str, str]] = []
         self.times: list[float] = []
+        self.info: list[tuple[int, Value]] = pb_map(2, {"info": "{}"})
+        self.verbose: list[bool] = []
         self.before: Callable[[str, str, Any], None] | None = None
         self.most_at_once = 0
         self._now = 0
@@ -120,6 +124,8 @@ class FakeRuntime:
                 self._now += 1
                 self.most_at_once = max(self.most_at_once, self._now)
             try:
+                if method == "ContainerStatus":
+                    self.verbose.append(request.endswith(VERBOSE))
                 if self.before is not None:
                     self.before(method, which, context)
                 return answer(which, context)
@@ -135,7 +141,7 @@ class FakeRuntime:
     def _status(self, which: str, context: Any) -> bytes:
         for container_id, status in self.statuses.items():
             if container_id.startswith(which):
-                return pb((1, status), *pb_map(2, {"info": "{}"}))
+                return pb((1, status), *(self.info if self.verbose[-1] else ()))
         context.abort(grpc.StatusCode.NOT_FOUND, f"container {which!r} not found")
         raise AssertionError
 

@@ -303,6 +303,7 @@ def _list_check(name: str, where: str, fetch: PodFetch) -> Check:
 def pods_api(settings: Settings, found: _Found) -> Check:
     """The kubelet's Pods API: its socket, and whether it lists the pods."""
     from tracer.sources.cri import find_endpoint
+    from tracer.sources.known_sockets import not_roots
     from tracer.sources.pods_api import SOCKET, PodsApiClient
 
     name = "pods-api"
@@ -311,6 +312,10 @@ def pods_api(settings: Settings, found: _Found) -> Check:
     endpoint = find_endpoint((SOCKET,)) if settings.pods_api == "auto" else settings.pods_api
     if endpoint is None:
         return Check(name, "ok", f"no socket at {SOCKET}: the kubelet is asked over HTTP")
+    why = not_roots(endpoint) if settings.pods_api == "auto" else None
+    if why is not None:
+        found_text = f"{endpoint} is not asked: {why}"
+        return Check(name, "warn", found_text, "make its folders root's alone, or name it with --pods-api")
     try:
         with PodsApiClient(endpoint) as client:
             fetch = client.list_pods()
@@ -323,10 +328,11 @@ def pods_api(settings: Settings, found: _Found) -> Check:
 
 
 def kubelet(settings: Settings, found: _Found) -> Check:
-    """The kubelet over HTTP: which port and why, and whether it lists the pods. An absent one is a warning; one that
-    is there and does not serve us is not, unless the Pods API does in its place."""
+    """The kubelet over HTTP: which port and why, and whether it lists the pods. An absent one is a warning, and so is
+    another's port in its place; one that is there and does not serve us is not, unless the Pods API does instead."""
     from tracer.sources.finding import choose
     from tracer.sources.kubelet import KubeletClient
+    from tracer.sources.ownership import NotRoots
 
     name = "kubelet"
     if settings.kubelet == "none":
@@ -337,7 +343,7 @@ def kubelet(settings: Settings, found: _Found) -> Check:
         with KubeletClient(choice.endpoint, reload_interval=settings.reload_interval) as client:
             fetch = client.fetch()
     except SourceError as error:
-        absent = error.what == "connection refused"
+        absent = error.what == "connection refused" or isinstance(error, NotRoots)
         return failed(name, error, "warn" if absent or found.has_pods_api else "fail")
     found.fetch = found.fetch or fetch
     return _list_check(name, choice.note or f"{url}, as configured", fetch)
@@ -345,16 +351,19 @@ def kubelet(settings: Settings, found: _Found) -> Check:
 
 def runtime(settings: Settings) -> Check:
     """The container runtime: its socket, and what it says it is."""
-    from tracer.sources.cri import ENDPOINTS, CriClient, find_endpoint
+    from tracer.sources.cri import ENDPOINTS, CriClient
+    from tracer.sources.cri_finding import passed_over, search
 
     name = "cri"
     later = "a container is known only once the kubelet lists it"
     if settings.cri == "none":
         return Check(name, "ok", f"not asked, as configured: {later}")
-    endpoint = find_endpoint() if settings.cri == "auto" else settings.cri
+    found = search(ENDPOINTS) if settings.cri == "auto" else None
+    endpoint = settings.cri if found is None else found.path
+    others = f"; {passed_over(found)}" if found is not None and found.passed else ""
     if endpoint is None:
         hint = f"name its socket with --cri, or say --cri none; looked for {', '.join(ENDPOINTS)}"
-        return Check(name, "warn", f"no container runtime was found: {later}", hint)
+        return Check(name, "warn", f"no container runtime was found: {later}{others}", hint)
     try:
         with CriClient(endpoint) as client:
             version, url = client.version(), client.url
@@ -362,7 +371,7 @@ def runtime(settings: Settings) -> Check:
     except SourceError as error:
         return failed(name, error, "warn" if _is_absent(endpoint) or settings.cri == "auto" else "fail")
     said = f"{version.name} {version.version}, CRI {version.api_version}"
-    return Check(name, "ok", f"{url}: {said}, {containers} container{'' if containers == 1 else 's'}")
+    return Check(name, "ok", f"{url}: {said}, {containers} container{'' if containers == 1 else 's'}{others}")
 
 
 def namespace_labels(settings: Settings, found: _Found) -> Check:

@@ -21,12 +21,14 @@ _HINTS = {
     "sandbox": "name a process of one of the pod's containers",
     "conmon": "name a process of the container, not its monitor",
     "pod_cgroup": "name a process of one of the pod's containers",
-    "outside_root": "where this node's pods are kept below another path, name it with --cgroup-prefix",
+    "outside_root": "a cgroup counts where only root may write those above it; where this node's pods are kept by"
+    " another user or below another container, name the place with --cgroup-prefix",
     "no_list": "give the pod list with --pods-file",
     "not_listed_yet": "ask again, or wait with podtracer lookup --wait; see whether the kubelet answers",
     "not_listed": "see whether the list is that of this node, and whether the pod still runs",
     "hierarchy": "ask again in a moment",
-    "conflict": "see the lines above: which of the names is right cannot be told from here",
+    "conflict": "see the lines above: which of the names is right cannot be told from here; where another user than"
+    " root or another container keeps this node's pods, name the place with --cgroup-prefix",
     "deleted": "the pod is being removed; there is nothing to do",
     "stale": "see why the kubelet does not answer",
     "unnamed": "the cgroup is gone, or its mount is not the host's; run podtracer in the host's cgroup namespace",
@@ -146,7 +148,9 @@ def container_step(path: str | None, match: PathMatch | None, workload: Workload
     what_to_do = hint(workload.reason) if ends else None
     if path is None or match is None:
         return Step(title, (workload.reason_text or "there is no cgroup to read",), ends, what_to_do)
-    lines = [f"the node's pods are below {match.root}" if match.root else "the path is below no kubepods root"]
+    lines = [f"the path is in a pod of the place {match.root}" if match.pod_uid else "the path names no pod's cgroup"]
+    if match.outer is not None:
+        lines.append(f"that is below container {match.outer.container_id}, which counts only where it is this node")
     if match.container is None or match.depth is None:
         if match.pod_uid:
             lines.append(f"pod {match.pod_uid}")

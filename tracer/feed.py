@@ -16,11 +16,11 @@ from tracer.clock import boottime
 from tracer.errors import MissingError
 from tracer.identity.index import Index
 from tracer.kernel import cgroupfs, procfs
-from tracer.kernel.cgroupfs import CgroupNames, Mount
+from tracer.kernel.cgroupfs import CgroupNames, Mount, Ownership
 from tracer.kernel.loader import Programs, ScanHeader
 from tracer.kernel.slots import Slot
-from tracer.model import CgroupEvent, CgroupEventKind, Event, ProcessEvent, ProcessEventKind
-from tracer.scout import Scout, first_choice
+from tracer.model import CgroupEvent, CgroupEventKind, Event, ProcessEvent, ProcessEventKind, State
+from tracer.scout import Scout, Tracked, first_choice
 
 _BATCH = 512  # process records between two looks at the ring of births
 _RESCAN_GAP = 50_000_000  # ns between two scans at least
@@ -69,9 +69,14 @@ class Feed:
         self.mounts = cgroupfs.find_mounts(
             cgroupfs_dir, procfs_dir, programs.controllers, self.header.hierarchies or None
         )
-        self.mount, certain = first_choice(self.mounts)
+        self._prefix = index.rules.prefix
+        self.mount = first_choice(self.mounts, prefix=self._prefix)
         self.names = CgroupNames(self.mount)
-        self._scout: Scout | None = None if certain else Scout(self.mounts, self.mount)
+        self._ownership = Ownership(self.names, self._prefix)
+        index.cgroups.guard = lambda cgroups: self._ownership.guards(cgroups)
+        known = Tracked(self._has_populated, self._has_containers, index.is_listed)
+        several = len(self.mounts) > 1
+        self._scout = Scout(self.mounts, self.mount, known, prefix=self._prefix) if several else None
         self._seen = programs.lost()
         self._missed = 0
         self._missed_at = 0
@@ -81,8 +86,9 @@ class Feed:
 
     @property
     def certain(self) -> bool:
-        """Whether the tracked hierarchy is known to hold the containers."""
-        return self._scout is None
+        """Whether the tracked hierarchy is known to hold the containers: it is the only one, or has some and no other
+        one has any that it lacks."""
+        return self._scout is None or (self._has_containers() and not self._scout.doubtful)
 
     def _header_without_iterator(self) -> ScanHeader:
         inum = os.stat(os.path.join(self._procfs, "self/ns/pid")).st_ino
@@ -104,6 +110,9 @@ class Feed:
         self.index.cgroups.track(self.mount.info.root)
         self.scan()
         now = boottime()
+        self._find_own()
+        if self._scout is not None:
+            self._scout.look_through(now)
         self._look_elsewhere(now)
         self._publish(self.index.refresh(now))
 
@@ -175,13 +184,11 @@ class Feed:
                 self.index.cgroups.apply(event)
                 if event.kind == CgroupEventKind.MKDIR:
                     self.name(event.id)  # considered at birth, before anyone asks
-            elif event.kind == CgroupEventKind.MKDIR and self._is_container(event):
-                self.index.uncertain = True
-        if self.index.root_due:  # all births are taken in, so that it can be learnt before processes are told
+            elif event.kind == CgroupEventKind.MKDIR and self._scout is not None:
+                self._scout.born(event.hierarchy, event.id, event.name, event.time)
+                self._tell_doubts(self._scout)
+        if self.index.due:  # all births are taken in, so that what follows for others comes before processes are told
             self._publish(self.index.tick(boottime()))
-
-    def _is_container(self, event: CgroupEvent) -> bool:
-        return self._scout is not None and self._scout.born(event.hierarchy, event.id)
 
     def name(self, cgroup: int) -> bool:
         """Has the index know a cgroup, by reading its names if need be. False where they cannot be told."""
@@ -205,7 +212,7 @@ class Feed:
         self._publish(self.index.tick(now))
         if self._scan_due is not None:
             return max(0, self._scan_due - now)
-        return 10_000_000 if self._scout else None
+        return 10_000_000 if self._scout is not None and self._scout.doubtful else None
 
     def repair(self, pid: int, fd: int) -> Slot | None:
         """What the slot of a living process should say, whose slot is empty; ``fd`` is its pidfd. Asks for a scan, but
@@ -316,35 +323,72 @@ class Feed:
 
     # ---- which hierarchy ----
 
-    def _homes(self) -> Iterator[str]:
-        """Paths of the containers' cgroups in the tracked hierarchy."""
-        for entry in self.index.cgroups.containers():
-            view = self.index.locate(entry.home) if entry.live and entry.root is not None else None
-            if view is not None and view.cgroup.path is not None:
-                yield view.cgroup.path
+    def _has_populated(self, container_id: str) -> bool:
+        """Whether a process is in a cgroup of the tracked hierarchy that is this container's by evidence."""
+        base = self.mount.path.rstrip("/")
+        for entry in self.index.cgroups.named(container_id):
+            path = self.index.cgroups.path(entry) if entry.live and entry.guarded else None
+            if path is not None and cgroupfs.is_populated(base + path):
+                return True
+        return False
+
+    def _has_containers(self) -> bool:
+        """Whether the tracked hierarchy has the cgroup of a pod's container, or of one that a source lists."""
+        return any(
+            entry.live and entry.guarded and (entry.root is not None or entry.workload.state is State.RESOLVED)
+            for entry in self.index.cgroups.containers()
+        )
+
+    def _find_own(self) -> None:
+        """Tells the index where we are ourselves."""
+        slot = self.programs.slots.read(os.getpid())
+        view = None
+        if slot is not None and slot.hierarchy == self.mount.info.hierarchy and self.name(slot.cgroup):
+            view = self.index.locate(slot.cgroup)
+        self.index.cgroups.own = None if view is None else view.cgroup.path
+
+    def may_be_elsewhere(self, pid: int) -> bool:
+        """Whether a process that seems to be on the host is in a container's cgroup of a hierarchy that is not tracked,
+        by its files; also where they cannot be read."""
+        if self._scout is None or not self._scout.doubtful:
+            return self.index.uncertain
+        paths = procfs.cgroup_paths(self._procfs, pid)
+        return paths is None or self._scout.may_be_elsewhere(paths)
+
+    def _tell_doubts(self, scout: Scout) -> None:
+        self.index.uncertain, self.index.doubtful = scout.uncertain, scout.doubtful
 
     def _look_elsewhere(self, now: int) -> None:
         if self._scout is None:
             return
-        certain = self._scout.look(self._homes, now)
-        self.index.uncertain = bool(self._scout)
-        if certain is None:
-            return
-        if certain is not self.mount:
-            self._switch(certain)
-        self._scout.close()
-        self._scout = None
-        self._configure()
-        self._publish(self.index.decided(now))
+        was_uncertain = self.index.uncertain
+        better = self._scout.look(now)
+        self._tell_doubts(self._scout)
+        if better is not None:
+            self._switch(better)
+        elif was_uncertain and not self.index.uncertain:
+            self._publish(self.index.decided(now))
 
     def _switch(self, mount: Mount) -> None:
-        """Tracks another hierarchy. Until the scan is over slots carry the old one's number, which tells."""
+        """Tracks another hierarchy. Until the scan is over slots carry the old one's number, which tells. Processes of
+        which something else was told before are told anew."""
+        before = self.index.told()
         self.names.close()
         self.mount, self.names = mount, CgroupNames(mount)
+        self._ownership = Ownership(self.names, self._prefix)
         self.index.hierarchy = mount.info.hierarchy
         self.index.cgroups.track(mount.info.root)
         self._configure()
         self.scan()
+        self._find_own()
+        now = boottime()
+        if self._scout is not None:
+            self._scout.track(mount)
+            self._scout.look_through(now)
+            self._scout.look(now)
+            self._tell_doubts(self._scout)
+        self._publish(self.index.refresh(now))
+        self._publish(self.index.retold(before, now))
 
     def close(self) -> None:
         """Detaches the programs and closes what is open."""

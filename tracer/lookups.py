@@ -13,7 +13,7 @@ from tracer import pidfd
 from tracer.clock import boottime
 from tracer.feed import Feed
 from tracer.identity.explained import Explained
-from tracer.identity.index import Index, gone
+from tracer.identity.index import SWITCHING, Index, gone
 from tracer.identity.parity import Located
 from tracer.kernel import procfs
 from tracer.kernel.cgroupfs import readable
@@ -121,7 +121,7 @@ class Lookups:
         """What the strict answer for a process hangs on: as long as marks are equal, so are answers."""
         slot = self._live().programs.slots.read(pid)
         view = self._index.cgroups.views.get(slot.cgroup) if slot is not None else None
-        if view is None or self._index.uncertain:
+        if view is None or self._index.doubtful:
             return None
         return slot, view.workload if view.entry is None else view.entry.workload
 
@@ -136,7 +136,7 @@ class Lookups:
             answer=answer,
             outcome=self.view.outcome(answer),
             hierarchy=self._live().mount.name,
-            root=index.cgroups.root,
+            root=index.cgroups.prefix,
             unix=self.unix_selectors(strict.key),
             pods=None if table is None else len(table.pods),
             pods_at=index.pods_at,
@@ -184,7 +184,7 @@ class Lookups:
         index = self._index
         known = index.processes.get(pid)
         view = index.cgroups.views.get(cgroup)
-        if known is None or known.key.ino != ino or view is None or index.uncertain or hierarchy != index.hierarchy:
+        if known is None or known.key.ino != ino or view is None or index.doubtful or hierarchy != index.hierarchy:
             return self._answer_slowly(pid, slot)
         if known.cgroup != cgroup:  # it has moved: how that came about is still unread
             return self._answer_slowly(pid, slot)
@@ -211,7 +211,23 @@ class Lookups:
             if slot.hierarchy == self._index.hierarchy:
                 feed.name(slot.cgroup)
             identity = self._index.identify(key, pid, slot.hierarchy, slot.cgroup, process)
+            if self._index.doubtful and slot.hierarchy == self._index.hierarchy:
+                identity = self._verified(feed, identity, slot)
         return self.issued(identity)
+
+    def _verified(self, feed: Feed, identity: Identity, slot: Slot) -> Identity:
+        """The identity while a container may be in another hierarchy: who seems to be on the host is so only if its
+        files say that it is in no container's cgroup there."""
+        key, workload = identity.key, identity.workload
+        if workload is not SWITCHING and workload.state is not State.HOST:
+            return identity
+        is_elsewhere = feed.may_be_elsewhere(key.pid)
+        now = feed.programs.slots.read(key.pid)
+        if is_elsewhere or (now is not None and now != slot):
+            return identity._replace(workload=SWITCHING)
+        return self._index.identify(
+            key, identity.asked, slot.hierarchy, slot.cgroup, identity.process, is_verified=True
+        )
 
     def _process_from_procfs(self, pid: int) -> Process | None:
         stat = procfs.stat(self._procfs, pid)

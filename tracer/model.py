@@ -184,7 +184,8 @@ class RuntimeContainer:
 
     ``image`` and ``image_id`` are what the kubelet will write into the pod's status. ``created_at`` (nanoseconds of
     the epoch) tells which of several by the same name is the newest. What the kubelet did not make has an empty
-    ``pod_uid``.
+    ``pod_uid``. ``cgroups_path`` is the OCI spec's ``linux.cgroupsPath``, in the form of the runtime's driver (a path,
+    or ``slice:prefix:id``); ``None`` where the runtime does not tell.
     """
 
     container_id: str
@@ -196,6 +197,7 @@ class RuntimeContainer:
     image_id: str
     created_at: int
     at: int
+    cgroups_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

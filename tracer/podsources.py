@@ -22,7 +22,8 @@ from tracer.settings import Settings
 if TYPE_CHECKING:
     from tracer.errors import SourceError
     from tracer.model import Pod
-    from tracer.sources.cri import CriContainer
+    from tracer.sources.cri import CriClient, CriContainer
+    from tracer.sources.cri_finding import FoundCri
     from tracer.sources.cri_source import CriSource
     from tracer.sources.kubelet import KubeletSource, PodFetch
     from tracer.sources.namespaces import Labels, NamespaceSource
@@ -70,6 +71,7 @@ class PodSources:
         self._note = note
         self._changing = threading.Lock()
         self._stopped = False
+        self._ending = threading.Event()
         self._kubelet: KubeletSource | None = None
         self._pods_api: PodsApiSource | None = None
         self._cri: CriSource | None = None
@@ -83,7 +85,7 @@ class PodSources:
 
     def start(self) -> None:
         """Starts what there is. Raises ``UsageError`` for an endpoint that is none, also one that only stands in."""
-        cri, pods_api = self._find_cri(), self._find_pods_api()
+        cri, pods_api = self._cri_client(), self._find_pods_api()
         kubelet = self._settings.kubelet != "none"
         waited: dict[Name, bool] = {"cri": cri is not None, "pods-api": pods_api is not None}
         waited["kubelet"] = kubelet and pods_api is None
@@ -100,9 +102,12 @@ class PodSources:
             self._start_kubelet()
         if cri is not None:
             self._start_cri(cri)
+        elif self._settings.cri == "auto":
+            threading.Thread(target=self._await_cri, name="podtracer-cri-find", daemon=True).start()
 
     def stop(self) -> None:
         """Ends all of them, within about a second."""
+        self._ending.set()
         with self._changing:
             self._stopped = True
             sources = (self._kubelet, self._pods_api, self._cri, self._namespaces)
@@ -218,12 +223,22 @@ class PodSources:
 
     def _find_pods_api(self) -> str | None:
         from tracer.sources.cri import find_endpoint
+        from tracer.sources.known_sockets import not_roots
         from tracer.sources.pods_api import SOCKET
 
         asked = self._settings.pods_api
         if asked == "none" or self._settings.kubelet == "none":
             return None
-        return find_endpoint((SOCKET,)) if asked == "auto" else asked
+        if asked != "auto":
+            return asked
+        endpoint = find_endpoint((SOCKET,))
+        why = None if endpoint is None else not_roots(endpoint)
+        if why is None:
+            return endpoint
+        self._note(
+            f"the kubelet's Pods API at {endpoint} is not asked: {why}; name it with --pods-api if it is the kubelet's"
+        )
+        return None
 
     def _start_pods_api(self, endpoint: str) -> None:
         from tracer.sources.pods_api import PodsApiClient
@@ -239,20 +254,38 @@ class PodSources:
         )
         self._pods_api.start()
 
-    def _find_cri(self) -> str | None:
-        from tracer.sources.cri import find_endpoint
+    def _cri_client(self) -> CriClient | FoundCri | None:
+        """The runtime's client; ``None`` where none is to be asked, or none is there yet."""
+        from tracer.sources.cri import ENDPOINTS, CriClient, find_endpoint
+        from tracer.sources.cri_finding import FoundCri
 
         asked = self._settings.cri
         if asked == "none":
             return None
-        return find_endpoint() if asked == "auto" else asked
+        if asked != "auto":
+            return CriClient(asked)
+        return FoundCri(ENDPOINTS, note=self._note) if find_endpoint(ENDPOINTS) is not None else None
 
-    def _start_cri(self, endpoint: str) -> None:
-        from tracer.sources.cri import CriClient
+    def _await_cri(self) -> None:
+        """Looks for a runtime that is installed or started later than we are."""
+        client: CriClient | FoundCri | None = None
+        while client is None:
+            if self._ending.wait(self._settings.refresh_interval):
+                return
+            client = self._cri_client()
+        with self._changing:
+            if self._stopped:
+                return
+            self._start_cri(client)
+        with self._lock:
+            self._index.want_again()
+        self.pass_wants()
+
+    def _start_cri(self, client: CriClient | FoundCri) -> None:
         from tracer.sources.cri_source import CriSource
 
         self._cri = CriSource(
-            CriClient(endpoint),
+            client,
             interval_s=self._settings.refresh_interval,
             on_container=self._on_container,
             on_sandbox=self._on_sandbox,
@@ -338,6 +371,7 @@ class PodSources:
             found.image_id,
             found.created_at,
             found.at,
+            found.cgroups_path,
         )
         self._apply(lambda now: self._index.container(record, now))
 

@@ -1,109 +1,218 @@
-"""Which hierarchy to track: data, found by looking, and changed while running when containers turn up elsewhere.
+"""Which hierarchy to track: found by looking, and changed while running whenever containers turn up elsewhere.
 
-A hybrid node has v1 hierarchies and a v2 tree that may be empty, or hold the containers too. Until a cgroup of a
-container's shape with a process in it was seen, births are watched on all of them.
+A hybrid node has v1 hierarchies and a v2 tree that may be empty, or hold the containers too. Nothing is settled by one
+sighting. A cgroup counts by ``places``' first rule only: whoever can make cgroups in one hierarchy, as a user with a
+delegated v2 subtree can on a node whose containers are on v1, decides nothing.
+
+Births are watched in the hierarchies that are not tracked too. A container's cgroup there that has none of its ID in
+the tracked one is a *stray*. While a process is in a stray, its hierarchy may be the right one; that with the most
+containers that a source lists, then the most pods', then the most of any kind, is tracked.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from tracer.identity.cgroup_path import match_strict
-from tracer.kernel.cgroupfs import CgroupNames, Mount
+from tracer.identity.cgroup_path import PathMatch, match_strict
+from tracer.kernel.cgroupfs import CgroupNames, Mount, guards_path, is_populated
+from tracer.model import ContainerRef
 
-_SURE = 20_000_000  # ns for which a process has to be seen elsewhere: a runtime joins one hierarchy after another
+Listed = Callable[[ContainerRef], bool]
+Score = tuple[int, int, int]
+"""How many containers with a process in them: listed ones, pods', and all."""
 
-
-def _populated(folder: str) -> bool:
-    """Whether a process is in the cgroup or in one right below it (crun's ``container``)."""
-    try:
-        if Path(folder, "cgroup.procs").read_bytes().strip():
-            return True
-        with os.scandir(folder) as inside:
-            return any(
-                entry.is_dir(follow_symlinks=False) and Path(entry.path, "cgroup.procs").read_bytes().strip()
-                for entry in inside
-            )
-    except OSError:
-        return False
+_SURE = 20_000_000  # ns for which a process has to be seen in a stray: a runtime joins one hierarchy after another
+_YOUNG = 1_000_000_000  # ns in which a stray without a process may yet get one
+_DOUBTED = 30_000_000_000  # ns after which a stray that nobody lists is taken for something else
+_AGAIN = 1_000_000_000  # ns between two decisions, and between two looks at old strays
+_MOST = 3  # other hierarchies that are looked at: a runtime that uses v1 uses pids, memory and cpu
+_ID_LENGTH = 64
 
 
-def _containers(mount: Mount) -> Iterator[tuple[str, bool]]:
-    """(folder, whether it is a pod's) of each cgroup of a container's shape."""
+def _containers(mount: Mount) -> Iterator[tuple[str, PathMatch]]:
+    """(path, match) of each cgroup that is called like a container's own."""
     base = mount.path.rstrip("/")
     for folder, below, _ in os.walk(base):
-        match = match_strict(folder[len(base) :] or "/")
-        if match.container is not None:
-            yield folder, match.below_pod
+        path = folder[len(base) :] or "/"
+        match = match_strict(path)
+        if match.container is None or match.depth is None:
+            continue
+        if match.depth == path.count("/") - 1:
+            yield path, match
+        if match.below_pod:
             below.clear()
 
 
-def first_choice(mounts: list[Mount]) -> tuple[Mount, bool]:
-    """(the hierarchy to start with, whether that is certain). ``mounts`` come best first.
+def survey(mount: Mount, listed: Listed = lambda _ref: False, *, prefix: str | None = None) -> dict[str, Score]:
+    """What each container counts, by its ID, that has a process in a cgroup of this hierarchy which is evidence."""
+    found: dict[str, Score] = {}
+    for path, match in _containers(mount):
+        ref = match.container
+        if ref is not None and guards_path(mount, path, prefix) and is_populated(mount.path.rstrip("/") + path):
+            score = (int(listed(ref)), int(match.below_pod), 1)
+            found[ref.container_id] = max(score, found.get(ref.container_id, score))
+    return found
 
-    The only one there is; else one that holds a pod's container with a process in it, else any container's; else the
-    first.
-    """
+
+def total(found: dict[str, Score]) -> Score:
+    """The sum over all containers."""
+    listed, pods, every = (sum(score[n] for score in found.values()) for n in range(3))
+    return listed, pods, every
+
+
+def first_choice(mounts: Sequence[Mount], *, prefix: str | None = None) -> Mount:
+    """The hierarchy to start with; ``mounts`` come best first. One that holds a pod's container with a process in it,
+    else any container's; else the first."""
     if len(mounts) == 1:
-        return mounts[0], True
+        return mounts[0]
     second: Mount | None = None
-    for mount in mounts:
-        for folder, of_pod in _containers(mount):
-            if not _populated(folder):
-                continue
-            if of_pod:
-                return mount, True
+    for mount in mounts[: _MOST + 1]:
+        _, pods, every = total(survey(mount, prefix=prefix))
+        if pods:
+            return mount
+        if every:
             second = second or mount
-    return (second, False) if second else (mounts[0], False)
+    return second or mounts[0]
+
+
+@dataclass(slots=True)
+class _Stray:
+    """A container's cgroup of another hierarchy. ``since`` is when a process was first seen in it, without a break."""
+
+    ref: ContainerRef
+    below_pod: bool
+    folder: str
+    born: int
+    since: int | None = None
+    looked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """What is known of the hierarchy that is tracked: whether it ``has`` a cgroup with a process for a container ID,
+    whether it has any container at all (``settled``), and whether a source has ``listed`` a container."""
+
+    has: Callable[[str], bool]
+    settled: Callable[[], bool]
+    listed: Listed
 
 
 class Scout:
-    """Watches births on the hierarchies that are not tracked, until it is certain which one holds the containers."""
+    """Watches the hierarchies that are not tracked. ``mounts`` come best first.
 
-    def __init__(self, mounts: list[Mount], tracked: Mount) -> None:
-        self._mounts = {mount.info.hierarchy: mount for mount in mounts}
-        self._tracked = tracked
+    ``uncertain`` is whether nobody can be said to be on the host, ``doubtful`` whether that is to be verified of each
+    process (:meth:`may_be_elsewhere`)."""
+
+    def __init__(self, mounts: Sequence[Mount], tracked: Mount, known: Tracked, *, prefix: str | None) -> None:
+        self._mounts = list(mounts)
+        self._known = known
+        self._prefix = prefix
         self._names: dict[int, CgroupNames] = {}
-        # (hierarchy, folder) of a container's shape → since when a process was seen in it.
-        self._elsewhere: dict[tuple[int, str], int | None] = {}
+        self._strays: dict[tuple[int, int], _Stray] = {}
+        self._decided: int | None = None
+        self.uncertain = self.doubtful = False
+        self.track(tracked)
 
-    def born(self, hierarchy: int, cgroup: int) -> bool:
-        """A cgroup was made on another hierarchy: whether it has a pod's container's shape."""
-        mount = self._mounts.get(hierarchy)
-        if mount is None or hierarchy == self._tracked.info.hierarchy:
-            return False
+    def track(self, tracked: Mount) -> None:
+        """From now on this hierarchy is tracked, and the others are watched."""
+        self._tracked = tracked
+        others = [mount for mount in self._mounts if mount is not tracked][:_MOST]
+        self._others = {mount.info.hierarchy: mount for mount in others}
+        self._strays.clear()
+        self.uncertain = self.doubtful = False
+
+    def look_through(self, now: int) -> None:
+        """Takes in what is in the other hierarchies already."""
+        for hierarchy, mount in self._others.items():
+            for path, match in _containers(mount):
+                try:
+                    number = os.stat(mount.path.rstrip("/") + path).st_ino
+                except OSError:
+                    continue
+                self._take(hierarchy, number, path, match, now - _YOUNG)
+
+    def born(self, hierarchy: int, cgroup: int, name: bytes, now: int) -> None:
+        """A cgroup was made in another hierarchy."""
+        mount = self._others.get(hierarchy)
+        if mount is None or len(name) < _ID_LENGTH:
+            return
         if hierarchy not in self._names:
             self._names[hierarchy] = CgroupNames(mount)
         chain = self._names[hierarchy].chain(cgroup)
-        if chain is None:
-            return False
-        path = "/" + "/".join(name for _, name in chain)
-        if not match_strict(path).below_pod:
-            return False
-        self._elsewhere[hierarchy, mount.path.rstrip("/") + path] = None
-        return True
+        if chain is not None:
+            path = "/" + "/".join(name for _, name in chain)
+            match = match_strict(path)
+            if match.depth == len(chain) - 1:
+                self._take(hierarchy, cgroup, path, match, now)
 
-    def __bool__(self) -> bool:
-        """Whether there is a candidate elsewhere, so that nobody can be said to be on the host."""
-        return bool(self._elsewhere)
+    def _take(self, hierarchy: int, cgroup: int, path: str, match: PathMatch, born: int) -> None:
+        mount, ref = self._others[hierarchy], match.container
+        if ref is None or not guards_path(mount, path, self._prefix) or self._known.has(ref.container_id):
+            return
+        self._strays[hierarchy, cgroup] = _Stray(ref, match.below_pod, mount.path.rstrip("/") + path, born)
+        self.doubtful = True
+        self.uncertain |= match.below_pod and not self._known.settled()
 
-    def look(self, homes: Callable[[], Iterator[str]], now: int) -> Mount | None:
-        """The hierarchy that is certain now, ``None`` while it is not. ``homes`` gives the paths of the containers in
-        the tracked one, which is preferred."""
-        base = self._tracked.path.rstrip("/")
-        if any(_populated(base + path) for path in homes()):
-            return self._tracked
-        for (hierarchy, folder), since in list(self._elsewhere.items()):
-            if not os.path.isdir(folder):
-                del self._elsewhere[hierarchy, folder]
-            elif not _populated(folder):
-                self._elsewhere[hierarchy, folder] = None
-            elif since is None:
-                self._elsewhere[hierarchy, folder] = now
-        sure = {h for (h, _), since in self._elsewhere.items() if since is not None and now - since >= _SURE}
-        return next((mount for h, mount in self._mounts.items() if h in sure), None)
+    def may_be_elsewhere(self, paths: Mapping[int, str]) -> bool:
+        """Whether a process with these paths, by the number of the hierarchy, is in a container's cgroup of one that is
+        not tracked, where that is evidence or may be."""
+        for hierarchy, path in paths.items():
+            mount = self._others.get(hierarchy)
+            match = match_strict(path)
+            if mount is None or match.container is None or match.depth is None:
+                continue
+            home = "/".join(path.split("/")[: match.depth + 2])
+            if guards_path(mount, home, self._prefix) is not False:
+                return True
+        return False
+
+    def look(self, now: int) -> Mount | None:
+        """The hierarchy to track from now on; ``None`` where it is the tracked one, or that is not certain yet."""
+        if not self._strays:
+            self.uncertain = self.doubtful = False
+            return None
+        is_settled, uncertain, doubtful = self._known.settled(), False, False
+        ripe = set()
+        for key, stray in tuple(self._strays.items()):
+            is_listed = self._known.listed(stray.ref)
+            is_old = now - stray.born > _DOUBTED and not is_listed
+            if is_old and now - stray.looked < _AGAIN:
+                continue
+            stray.looked = now
+            if not os.path.isdir(stray.folder) or self._known.has(stray.ref.container_id):
+                del self._strays[key]
+                continue
+            counts = stray.below_pod or is_listed
+            if not is_populated(stray.folder):
+                stray.since = None
+                is_young = now - stray.born < _YOUNG
+                doubtful |= is_young
+                uncertain |= is_young and counts and not is_settled
+                continue
+            if stray.since is None:
+                stray.since = now
+            is_ripe = now - stray.since >= _SURE
+            if is_ripe and (counts or not is_settled):
+                ripe.add(key[0])
+            doubtful |= not is_old
+            uncertain |= counts and not is_old and (is_ripe or not is_settled)
+        self.uncertain, self.doubtful = uncertain, doubtful or uncertain
+        if not ripe or (self._decided is not None and now - self._decided < _AGAIN):
+            return None
+        self._decided = now
+        return self._better(ripe)
+
+    def _better(self, ripe: Collection[int]) -> Mount | None:
+        """Which of these hierarchies has more of what counts than the tracked one."""
+        best, most = self._tracked, total(survey(self._tracked, self._known.listed, prefix=self._prefix))
+        for mount in self._mounts:
+            if mount.info.hierarchy in ripe and mount is not self._tracked:
+                score = total(survey(mount, self._known.listed, prefix=self._prefix))
+                if score[:2] > most[:2] or (score > most and most[:2] == (0, 0)):
+                    best, most = mount, score
+        return None if best is self._tracked else best
 
     def close(self) -> None:
         """Closes the hierarchies that were opened to read names."""

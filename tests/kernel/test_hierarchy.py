@@ -12,6 +12,7 @@ from tests.kernel.conftest import Run
 from tests.kernel.lab import Cgroup
 from tests.machine import hierarchies
 from tests.node import FakePod, listing
+from tests.user import User
 from tests.waiting import until
 from tracer import Tracer
 from tracer.kernel.cgroupfs import Mount
@@ -103,7 +104,7 @@ def test_v2_stays_when_it_holds_the_containers_too(cgroups: list[Cgroup], lab: R
             cgroups.append(Cgroup(_mounts()[name], pod.cgroup()))
             cgroups[-1].add(helper.pid)
         until(lambda: tracer.lookup(helper.pid).workload.pod == "hybrid-1", 10, "the container to be found")
-        until(lambda: tracer._feed is not None and tracer._feed._scout is None, 10, "the choice to be certain")
+        until(lambda: tracer.certainty == (True, False), 10, "the choice to be certain")
         assert tracer.hierarchy == V2
 
 
@@ -125,8 +126,7 @@ def test_an_empty_container_cgroup_decides_nothing(cgroups: list[Cgroup]) -> Non
     """A container's cgroup without a process, left behind by a runtime that crashed, is no reason to track v1."""
     mounts = _mounts()
     cgroups.append(Cgroup(mounts[V1], FakePod("dead-1").cgroup()))
-    chosen, certain = first_choice([mounts[V2], mounts[V1]])
-    assert (chosen.name, certain) == (V2, False)
+    assert first_choice([mounts[V2], mounts[V1]]).name == V2
 
 
 def test_a_pods_container_counts_more_than_any(cgroups: list[Cgroup], lab: Run) -> None:
@@ -135,6 +135,69 @@ def test_a_pods_container_counts_more_than_any(cgroups: list[Cgroup], lab: Run) 
     for name, path in ((V2, "/docker/" + "d" * 64), (V1, FakePod("cart-1").cgroup())):
         cgroups.append(Cgroup(mounts[name], path))
         cgroups[-1].add(lab("pause").pid)
-    chosen, certain = first_choice([mounts[V2], mounts[V1]])
-    assert (chosen.name, certain) == (V1, True)
-    assert Path(chosen.path).is_dir()
+    assert first_choice([mounts[V2], mounts[V1]]).name == V1
+
+
+def test_containers_that_move_to_another_hierarchy_are_followed(cgroups: list[Cgroup], lab: Run) -> None:
+    """Nothing is settled by one sighting: where the containers of a node are on v1 first and on v2 later, each is its
+    pod's in its time, and a watch is told of those of which something else was said before."""
+    old, new = FakePod("old-1"), FakePod("new-1")
+    with (
+        ReplayKubelet(listing(old, new)) as kubelet,
+        Tracer(Settings(kubelet_read_only_port=kubelet.port)) as tracer,
+        tracer.watch(snapshot=False) as watch,
+    ):
+        assert tracer.wait_synced(30)
+        for pod, kind in ((old, V1), (new, V2)):
+            helper = lab("pause")
+            cgroup = Cgroup(_mounts()[kind], pod.cgroup())
+            cgroups.append(cgroup)
+            cgroup.add(helper.pid)
+            until(
+                lambda pid=helper.pid, pod=pod: tracer.lookup(pid).workload.pod == pod.name, 10, f"{pod.name} on {kind}"
+            )
+            assert tracer.hierarchy == kind
+            assert tracer.lookup(os.getpid()).state is State.HOST
+            until(
+                lambda pid=helper.pid, pod=pod: (
+                    (event := watch.next(0)) is not None
+                    and event.identity is not None
+                    and event.identity.key.pid == pid
+                    and event.identity.workload.pod == pod.name
+                    and event.identity.state is State.RESOLVED
+                ),
+                10,
+                f"{pod.name} to be told",
+                interval=0,
+            )
+            cgroup.remove()
+
+
+@pytest.mark.parametrize("moment", ["before the start", "before the first container", "after the first container"])
+def test_a_user_decides_nothing(cgroups: list[Cgroup], lab: Run, moment: str) -> None:
+    """On a node whose containers are on v1, a user with a delegated subtree on v2 names cgroups after listed pods:
+    it is on the host, and every container is its pod's, whenever that happens."""
+    pod, victim = FakePod("real-1"), FakePod("victim-1")
+
+    def contain(chosen: FakePod) -> int:
+        cgroups.append(Cgroup(_mounts()[V1], chosen.cgroup()))
+        helper = lab("pause")
+        cgroups[-1].add(helper.pid)
+        return helper.pid
+
+    with User(Path(_mounts()[V2].path)) as user, ReplayKubelet(listing(pod, victim)) as kubelet:
+        if moment == "before the start":
+            attacker = user.enter(victim.cgroup())
+        if moment == "after the first container":
+            first = contain(pod)
+        with Tracer(Settings(kubelet_read_only_port=kubelet.port)) as tracer:
+            assert tracer.wait_synced(30)
+            if moment != "before the start":
+                attacker = user.enter(victim.cgroup())
+            if moment != "after the first container":
+                first = contain(pod)
+            until(lambda: tracer.lookup(first).workload.pod == pod.name, 10, "the container to be its pod's")
+            second = contain(victim)
+            until(lambda: tracer.lookup(second).workload.pod == victim.name, 10, "the victim to be its own pod's")
+            assert tracer.lookup(attacker).state in (State.HOST, State.UNKNOWN)
+            assert tracer.hierarchy == V1

@@ -76,10 +76,13 @@ class Lab:
         self.index = Index(rules)
         self.index.hierarchy = HIERARCHY
         self.index.cgroups.track(TOP)
+        self.index.cgroups.guard = lambda cgroups: not any(cgroup in self.users for cgroup in (TOP, *cgroups))
         self.index.watched = True
         self.now = 100 * SECOND
         self.dirs: dict[str, int] = {"": TOP}
         self.inodes: dict[int, int] = {}
+        # Cgroups that an ordinary user may write.
+        self.users: set[int] = set()
         self._next = 1000
 
     # ---- cgroups ----
@@ -92,11 +95,19 @@ class Lab:
             if whole not in self.dirs:
                 self._next += 1
                 self.dirs[whole] = self._next
+                if self.dirs[parent] in self.users:
+                    self.users.add(self._next)
                 if told:
                     self.cgroup_event(CgroupEventKind.MKDIR, self._next, self.dirs[parent], name)
                     self.index.locate(self._next)
             parent = whole
         return self.dirs[parent]
+
+    def delegate(self, path: str) -> int:
+        """Makes a cgroup and gives it, with all that is made in it later, to an ordinary user. Its id."""
+        cgroup = self.mkdir(path)
+        self.users.add(cgroup)
+        return cgroup
 
     def cgroup_event(self, kind: CgroupEventKind, cgroup: int, parent: int = TOP, name: str = "") -> None:
         """Tells the index of a cgroup."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import strategies
-from tracer.identity.cgroup_path import PathMatch, match_strict
+from tracer.identity.cgroup_path import Outer, PathMatch, match_strict
 from tracer.model import ContainerRef
 
 A = "a1" * 32  # a container, and its pod
@@ -38,7 +39,7 @@ def found(match: PathMatch) -> tuple[str | None, str | None]:
         (f"/kubepods/besteffort/pod{POD_A}/{A}", "/kubepods", 3),
         (f"/kubepods/besteffort/pod{POD_A}/crio-{A}", "/kubepods", 3),
         (f"/kubepods/besteffort/pod{POD_A}/crio-{A}.scope", "/kubepods", 3),
-        (f"/kubepods/kubepods/besteffort/pod{POD_A}/{A}", "/kubepods", 4),
+        (f"/kubepods/kubepods/besteffort/pod{POD_A}/{A}", "/kubepods/kubepods", 4),
         (f"{SYSTEMD_A}/cri-containerd-{A}.scope", "/kubepods.slice", 3),
         (f"{SYSTEMD_A}/crio-{A}.scope", "/kubepods.slice", 3),
         (f"{SYSTEMD_A}/docker-{A}.scope", "/kubepods.slice", 3),
@@ -80,9 +81,10 @@ def found(match: PathMatch) -> tuple[str | None, str | None]:
 def test_every_form_that_drivers_and_runtimes_make_names_its_pod_and_container(
     path: str, root: str, depth: int
 ) -> None:
-    """Each form of path gives pod, container, the container's own segment and the root, learnt or not."""
+    """Each form of path gives pod, container, the container's own segment and the place of the pod, given or not; what
+    is above a given one is not looked at."""
     expected = PathMatch(ContainerRef(A, POD_A), depth, True, root, POD_A, None)
-    assert match_strict(path) == expected
+    assert replace(match_strict(path), outer=None) == expected
     assert match_strict(path, root) == expected
 
 
@@ -135,6 +137,87 @@ def test_an_id_ends_where_ascii_words_end() -> None:
         assert found(match_strict(f"/kubepods/pod{POD_A}/{leaf}")) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("path", "outer"),
+    [
+        (f"/docker/{N}/kubelet/kubepods/pod{POD_A}/{A}", Outer(N, 1, f"/docker/{N}")),
+        (f"/system.slice/docker-{N}.scope/{KUBELET_A}/{A}", Outer(N, 1, f"/system.slice/docker-{N}.scope")),
+        (f"/docker/{N}/{SLICE_A}:cri-containerd:{A}", Outer(N, 1, f"/docker/{N}")),
+        (f"/docker/{N}/system.slice/containerd.service/{SLICE_A}:cri-containerd:{A}", Outer(N, 1, f"/docker/{N}")),
+        (f"/docker/{N}/x/{V}/kubepods/pod{POD_A}/{A}", Outer(N, 1, f"/docker/{N}/x/{V}")),
+        (f"/docker/{N}/pod{POD_A}/{A}", Outer(N, 1, f"/docker/{N}")),
+        (
+            f"/x/crio-conmon-{N}.scope/crio-{N}.scope/pod{POD_A}/{A}",
+            Outer(N, 2, f"/x/crio-conmon-{N}.scope/crio-{N}.scope"),
+        ),
+        (f"/kubepods/pod{POD_A}/{A}", None),
+    ],
+)
+def test_a_pod_below_a_container_says_below_which(path: str, outer: Outer | None) -> None:
+    """The outermost container that may have named a pod's cgroup is told, and the path down to the innermost."""
+    assert found(match_strict(path)) == (POD_A, A)
+    assert match_strict(path).outer == outer
+
+
+@pytest.mark.parametrize(
+    ("segment", "uid"),
+    [
+        ("podmy-static-01", "my-static-01"),
+        ("podstatic.v1", "static.v1"),
+        ("podx", "x"),
+        ("pod" + "é" * 3, "é" * 3),
+        (f"pod{POD_A}x", f"{POD_A}x"),
+        ("kubepods-podmy_static_01.slice", "my-static-01"),
+        ("kubepods-burstable-podmy_static_01.slice", "my-static-01"),
+        ("kubepods-besteffort-podpod_1.slice", "pod-1"),
+        ("kubelet-kubepods-burstable-podmy_static_01.slice", "my-static-01"),
+        (f"kubepods-pod{STATIC}0.slice", f"{STATIC}0"),
+        ("kubepods-burstable-podmy_static_01.slice:cri-containerd", "my-static-01"),
+    ],
+)
+def test_below_kubepods_a_pods_uid_is_any_text(segment: str, uid: str) -> None:
+    """A static pod's manifest may name its own UID, which both drivers write into the pod's segment."""
+    for above in (
+        "/kubepods",
+        "/kubepods/burstable",
+        "/x/kubepods/besteffort",
+        "/kubelet.slice/kubelet-kubepods.slice",
+    ):
+        assert found(match_strict(f"{above}/{segment}/{A}")) == (uid, A)
+    assert found(match_strict(f"/own/{segment}/{A}", "/own")) == (uid, A)
+
+
+@pytest.mark.parametrize("above", ["", "/besteffort", "/system.slice", "/kubepods2/burstable", "/kubepods/burstable/x"])
+def test_elsewhere_a_pods_uid_is_a_uuid_or_a_digest(above: str) -> None:
+    """What is only called pod-something outside of kubepods names no pod."""
+    assert found(match_strict(f"{above}/podmy-static-01/{A}")) == (None, A)
+    assert found(match_strict(f"{above}/pod{STATIC}/{A}")) == (STATIC, A)
+
+
+@pytest.mark.parametrize(
+    ("path", "pod", "depth"),
+    [
+        (f"{SYSTEMD_A}/crio-conmon-{A}.scope/crio-{A}.scope", POD_A, 4),
+        (f"{SYSTEMD_A}/crio-conmon-{A}.scope/crio-{A}.scope/container/x", POD_A, 4),
+        (f"/kubepods/pod{POD_A}/crio-conmon-{A}/{A}", POD_A, 3),
+        (f"/machine.slice/libpod-conmon-{A}.scope/libpod-{A}.scope", None, 2),
+    ],
+)
+def test_a_container_below_its_own_monitor_is_found(path: str, pod: str | None, depth: int) -> None:
+    """Old releases of CRI-O put the container's cgroup below that of its monitor, which has the same ID."""
+    match = match_strict(path)
+    assert (found(match), match.depth) == ((pod, A), depth)
+
+
+@pytest.mark.parametrize(
+    "below", ["", f"/crio-{V}.scope", f"/x/crio-{A}.scope", f"/crio-conmon-{A}.scope", f"/crio-conmon-{A}.scope/{A}"]
+)
+def test_a_monitor_is_no_container_whatever_is_below_it(below: str) -> None:
+    """Only the same ID directly below a monitor's cgroup is its container."""
+    match = match_strict(f"{SYSTEMD_A}/crio-conmon-{A}.scope{below}")
+    assert (found(match), match.why) == ((None, None), "conmon")
+
+
 @pytest.mark.parametrize("leaf", ["crio-conmon-{}", "crio-conmon-{}.scope", "conmon-{}.scope"])
 def test_conmon_is_not_the_workload(leaf: str) -> None:
     """The monitor's cgroup carries the container's ID and is not the container."""
@@ -177,10 +260,10 @@ def test_without_a_pod_segment_the_outermost_id_is_the_container(path: str, dept
     assert match_strict(path, "/kubepods") == expected
 
 
-def test_an_id_above_all_pod_segments_hides_what_is_below_it() -> None:
-    """Below the root, an ID in a segment that is no known pod's cannot have another pod below it."""
+def test_a_pod_with_a_uid_of_its_own_hides_what_is_below_it() -> None:
+    """Whatever a pod's UID is, its container cannot have another pod below it."""
     odd = f"/kubepods/burstable/podmy-own-uid/{A}"
-    assert match_strict(odd) == PathMatch(ContainerRef(A, None), 3, False, "/kubepods", None, None)
+    assert match_strict(odd) == PathMatch(ContainerRef(A, "my-own-uid"), 3, True, "/kubepods", "my-own-uid", None)
     assert match_strict(f"{odd}/pod{POD_V}/{V}") == match_strict(odd)
     assert match_strict(f"{odd}/kubepods/pod{POD_V}/{V}") == match_strict(odd)
 
@@ -193,15 +276,23 @@ def test_a_path_without_names_that_say_anything_is_no_container(path: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        (f"/something/pod{POD_A}/{A}", "/something"),
+        (f"/pod{POD_A}/{A}", "/"),
+        (f"/../../burstable/pod{POD_A}/{A}", "/../.."),
+        (f"/pod{POD_A}/{A}/kubepods/pod{POD_V}/{V}", "/"),
+        (f"/system.slice/x-pod{POD_A}.slice:cri-containerd:{A}", "/system.slice"),
+    ],
+)
+def test_a_pod_segment_may_stand_anywhere(path: str, place: str) -> None:
+    """A path says where a pod is; whether that is a place of this node is not for the path to say."""
+    assert (found(match_strict(path)), match_strict(path).root) == ((POD_A, A), place)
+
+
+@pytest.mark.parametrize(
     ("path", "root"),
     [
-        (f"/something/pod{POD_A}/{A}", None),
-        (f"/pod{POD_A}/{A}", None),
-        (f"/../../burstable/pod{POD_A}/{A}", None),
-        (f"/docker/{N}/pod{POD_A}/{A}", None),
-        (f"/docker/{N}/{SLICE_A}:cri-containerd:{A}", None),
-        (f"/pod{POD_A}/{A}/kubepods/pod{POD_V}/{V}", None),
-        (f"/system.slice/x-pod{POD_A}.slice:cri-containerd:{A}", None),
         (f"/docker/{N}/kubepods/pod{POD_A}/{A}", "/kubepods"),
         (f"/kubepods2/pod{POD_A}/{A}", "/kubepods"),
         (f"/ptnode/kubepods/pod{POD_A}/{A}", "/kubepods"),
@@ -209,8 +300,8 @@ def test_a_path_without_names_that_say_anything_is_no_container(path: str) -> No
         (f"/kubepods/pod{POD_A}/{A}", f"/kubepods/pod{POD_A}/{A}/kubelet/kubepods"),
     ],
 )
-def test_a_pod_segment_elsewhere_is_no_pod_of_this_node(path: str, root: str | None) -> None:
-    """A pod segment that does not stand below the node's own root counts for nothing."""
+def test_a_pod_segment_outside_the_given_prefix_is_no_pod_of_this_node(path: str, root: str) -> None:
+    """Where the operator says where pods are, a pod segment elsewhere counts for nothing."""
     assert match_strict(path, root) == PathMatch(None, None, False, None, None, "outside_root")
 
 
@@ -237,15 +328,15 @@ def test_a_node_nested_in_another_clusters_pod_is_read_below_its_given_root() ->
         f"pod{POD_A}\n",
         f"pod{POD_A[:-1]}g",
         f"pod{POD_A[:-1]}١",
+        "pod",
         f"kubepods-pod{POD_A}",
         f"kubepodspod{POD_A}.slice",
-        f"kubepods-pod{POD_A}.slice.slice",
-        f"kubepods-pod{STATIC}0.slice",
+        "kubepods-pod.slice",
     ],
 )
 def test_a_segment_that_only_resembles_a_pods_is_none(segment: str) -> None:
-    """A pod segment is one of the two exact forms, in ASCII digits, without a tail."""
-    assert match_strict(f"/kubepods/{segment}/{A}").pod_uid is None
+    """Outside of kubepods a pod segment is one of the two exact forms, in ASCII digits, without a tail."""
+    assert match_strict(f"/pods/{segment}/{A}").pod_uid is None
 
 
 @settings(deadline=None)
@@ -279,7 +370,9 @@ def test_the_answer_is_the_outermost_container_whatever_is_below(
     """No suffix, with other pods' names in it or not, changes the answer for a container's own path."""
     path = f"{root}{qos}/{strategies.pod_segment(uid, systemd)}/{leaf.format(container)}"
     match = match_strict(path + suffix, root if learnt else None)
-    assert match == PathMatch(ContainerRef(container, uid), path.count("/") - 1, True, root, uid, None)
+    assert replace(match, outer=None) == PathMatch(
+        ContainerRef(container, uid), path.count("/") - 1, True, root, uid, None
+    )
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,76 @@ def test_which_line_counts_in_strict_mode(paths: list[str], line: int) -> None:
     assert chosen.number == line
 
 
+STATIC = "my-static-01"
+UID = OWN.uid.replace("-", "_")
+PATHS = {
+    "cgroupfs": OWN.cgroup(),
+    "systemd": f"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{UID}.slice/crio-{ID}.scope",
+    "no systemd": f"/system.slice/containerd.service/kubepods-besteffort-pod{UID}.slice:cri-containerd:{ID}",
+    "nothing above": f"/kubepods-besteffort-pod{UID}.slice:cri-containerd:{ID}",
+    "in a node's container": f"/docker/{'d' * 64}/kubelet/kubepods/besteffort/pod{OWN.uid}/{ID}",
+    "no pod": f"/docker/{ID}",
+    "static": f"/kubepods/burstable/pod{STATIC}/{ID}",
+}
+
+
+def _listed(state: str, *, with_id: bool = True, uid: str = OWN.uid) -> str:
+    """The list of one pod whose container is in this state, with another that runs beside it."""
+    pods = json.loads(listing(OWN, VICTIM))
+    own = next(item for item in pods["items"] if item["metadata"]["uid"] == OWN.uid)
+    own["metadata"]["uid"] = uid
+    (status,) = own["status"]["containerStatuses"]
+    status["state"] = {state: {}}
+    if not with_id:
+        del status["containerID"]
+    return json.dumps(pods)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["all selectors", "of the pod"])
+@pytest.mark.parametrize("state", ["running", "terminated", "waiting"])
+@pytest.mark.parametrize("place", PATHS)
+def test_files_need_no_live_node(
+    write: Any, capsys: pytest.CaptureFixture[str], place: str, state: str, alone: bool
+) -> None:
+    """A container that the list has is resolved from files as SPIRE answers, wherever its cgroup is, and whether it
+    runs still, has ended or waits to start again: nothing has to be alive."""
+    uid = STATIC if place == "static" else OWN.uid
+    args = [
+        "--cgroup-file",
+        write("cgroup", f"0::{PATHS[place]}\n"),
+        "--pods-file",
+        write("pods", _listed(state, uid=uid)),
+    ]
+    flags = ["--disable-container-selectors"] if alone else []
+    assert explain(*args, *flags, "-o", "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["namespace"], told["pod"], told["parity"]) == (
+        "resolved",
+        OWN.namespace,
+        OWN.name,
+        True,
+    )
+    assert told["selectors"] == sorted(told["parity_answer"]["selectors"])
+    assert any("container-name" in each for each in told["selectors"]) is not alone
+
+
+@pytest.mark.parametrize("place", [place for place in PATHS if place not in ("no pod", "static")])
+@pytest.mark.parametrize("state", ["running", "waiting"])
+def test_without_container_selectors_a_listed_pod_is_enough(
+    write: Any, capsys: pytest.CaptureFixture[str], place: str, state: str
+) -> None:
+    """A container whose ID the list does not have yet has the selectors of its pod where those of containers are left
+    out, as by SPIRE, and none where they are not."""
+    pods = write("pods", _listed(state, with_id=False))
+    args = ["--cgroup-file", write("cgroup", f"0::{PATHS[place]}\n"), "--pods-file", pods, "-o", "json"]
+    assert explain(*args, "--disable-container-selectors") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["pod"]) == ("resolved", OWN.name)
+    assert told["selectors"] == sorted(told["parity_answer"]["selectors"]) != []
+    assert explain(*args) == 1
+    assert json.loads(capsys.readouterr().out)["selectors"] == []
+
+
 @pytest.mark.parametrize(
     ("path", "pods", "state", "reason", "code"),
     [

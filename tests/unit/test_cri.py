@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -14,14 +15,17 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.rpc import pb, raw_server, socket_folder
+from tests.rpc import Value, pb, raw_server, socket_folder
 from tests.runtime import POD_UID, FakeRuntime, hex_id, labels
 from tests.waiting import until
 from tracer.clock import boottime
 from tracer.errors import SourceError, UsageError
 from tracer.sources.attempts import PAUSES
 from tracer.sources.cri import CriClient, CriContainer, CriState, CriVersion, find_endpoint
+from tracer.sources.cri_info import cgroups_path
 from tracer.sources.cri_source import WORKERS, CriSource
 from tracer.sources.rpc import CallError
 from tracer.sources.state import SourceState
@@ -129,6 +133,114 @@ def test_an_answer_that_is_no_status(runtime: FakeRuntime, client: CriClient, bo
     runtime.server.start()
     with pytest.raises(SourceError, match="cannot be decoded"):
         client.container_status(hex_id(1))
+
+
+def info(**entries: str | bytes) -> list[tuple[int, Value]]:
+    """What a verbose status adds: the entries of a map."""
+    return [(2, pb((1, key), (2, value))) for key, value in entries.items()]
+
+
+def spec(path: object) -> str:
+    """The JSON that containerd and CRI-O give, with this ``cgroupsPath``."""
+    linux = {"resources": {"unified": {"a": "b"}}, "cgroupsPath": path}
+    return json.dumps({"pid": 7, "runtimeSpec": {"ociVersion": "1.0.2", "linux": linux}, "config": {"labels": {}}})
+
+
+def _json_of(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Values of JSON, in which the names that are looked for occur."""
+    names = st.sampled_from(["runtimeSpec", "linux", "cgroupsPath", "other"])
+    return st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)
+
+
+CGROUPFS = f"/kubepods/burstable/pod{POD_UID}/{hex_id(1)}"
+SYSTEMD = f"kubepods-burstable-pod{POD_UID.replace('-', '_')}.slice:cri-containerd:{hex_id(1)}"
+
+
+@pytest.mark.parametrize("path", [CGROUPFS, SYSTEMD, "/a b/ü"])
+def test_the_cgroup_path_of_a_container(runtime: FakeRuntime, client: CriClient, path: str) -> None:
+    """A status has the cgroup path of the container's OCI spec, in the runtime's own form; a listing has none."""
+    container_id = runtime.add(1)
+    runtime.info = info(other="{}", info=spec(path))
+    found = client.container_status(container_id)
+    assert found is not None
+    assert found.cgroups_path == path
+    assert [each.cgroups_path for each in client.list_containers()] == [None]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([], id="no-info"),
+        pytest.param(info(other=spec(CGROUPFS)), id="another-key"),
+        pytest.param(info(info=""), id="empty"),
+        pytest.param(info(info="null"), id="null"),
+        pytest.param(info(info="{}"), id="no-spec"),
+        pytest.param(info(info='{"runtimeSpec": null}'), id="null-spec"),
+        pytest.param(info(info='{"runtimeSpec": {"linux": []}}'), id="linux-is-a-list"),
+        pytest.param(info(info=spec(None)), id="null-path"),
+        pytest.param(info(info=spec("")), id="empty-path"),
+        pytest.param(info(info=spec(["/a"])), id="path-is-a-list"),
+        pytest.param(info(info=spec("/a\0b")), id="zero-byte"),
+        pytest.param(info(info=spec("/" + "a" * 5000)), id="longer-than-a-path"),
+        pytest.param(info(info=spec(CGROUPFS)[:-9]), id="cut-short"),
+        pytest.param(info(info=b'{"runtimeSpec": {"linux": {"cgroupsPath": "/\xff"}}}'), id="no-utf-8"),
+        pytest.param(info(info='{"x":' + "[" * 100_000), id="deep"),
+        pytest.param(info(info='{"x": "' + "x" * (5 << 20) + '", ' + spec(CGROUPFS)[1:]), id="huge"),
+        pytest.param([(2, b"\xff" * 9)], id="no-entry"),
+        pytest.param([(2, pb((1, b"\xff"), (2, b"\xff")))], id="key-is-no-text"),
+        pytest.param([(2, 7)], id="a-number"),
+    ],
+)
+def test_a_container_without_a_cgroup_path(
+    runtime: FakeRuntime, client: CriClient, answer: list[tuple[int, Value]]
+) -> None:
+    """Whatever else a runtime tells at length is no error: the status stands, and the cgroup path is not known."""
+    container_id = runtime.add(1)
+    runtime.info = answer
+    found = client.container_status(container_id)
+    assert found is not None
+    assert (found.name, found.image, found.cgroups_path) == ("app", "registry/app:1", None)
+    assert runtime.verbose == [True]
+
+
+@given(st.one_of(st.binary(), st.recursive(st.none() | st.text(), _json_of).map(json.dumps).map(str.encode)))
+def test_whatever_a_description_holds(text: bytes) -> None:
+    """A cgroup path is read from a description, or none is, whatever bytes it has."""
+    found = cgroups_path(text)
+    assert found is None or (found and "\0" not in found)
+
+
+def test_a_description_larger_than_an_answer_may_be(runtime: FakeRuntime, client: CriClient) -> None:
+    """A container whose description is larger than an answer may be is asked for without it."""
+    container_id = runtime.add(1)
+    runtime.info = info(info="x" * (17 << 20))
+    found = client.container_status(container_id)
+    assert found is not None
+    assert (found.name, found.cgroups_path) == ("app", None)
+    assert runtime.verbose == [True, False]
+
+
+@pytest.mark.parametrize("code", ["UNKNOWN", "INTERNAL", "INVALID_ARGUMENT"])
+def test_a_runtime_that_cannot_describe_a_container(runtime: FakeRuntime, client: CriClient, code: str) -> None:
+    """A container that the runtime has and cannot describe is told without its description."""
+    container_id = runtime.add(1)
+
+    def fail(_method: str, _which: str, context: Any) -> None:
+        if runtime.verbose[-1]:
+            context.abort(grpc.StatusCode[code], "failed to get verbose container info")
+
+    runtime.before = fail
+    found = client.container_status(container_id)
+    assert found is not None
+    assert (found.name, found.cgroups_path) == ("app", None)
+
+
+def test_a_runtime_that_is_down_is_asked_once(runtime: FakeRuntime, client: CriClient) -> None:
+    """A call that fails for the runtime's sake is not made again without the description."""
+    runtime.before = lambda _method, _which, context: context.abort(grpc.StatusCode.UNAVAILABLE, "ending")
+    with pytest.raises(CallError, match="no connection"):
+        client.container_status(runtime.add(1))
+    assert runtime.verbose == [True]
 
 
 def test_without_cri(folder: Path) -> None:
@@ -428,7 +540,7 @@ def test_a_runtime_that_hangs(runtime: FakeRuntime, start: Start, told: Told) ->
 
 
 def test_one_container_that_fails(runtime: FakeRuntime, start: Start, told: Told) -> None:
-    """A container for which the runtime fails is given up after three calls, and the others are told."""
+    """A container for which the runtime fails is given up after three tries, and the others are told."""
     bad, good = runtime.add(1), runtime.add(2)
 
     def fail(method: str, which: str, context: Any) -> None:
@@ -440,7 +552,7 @@ def test_one_container_that_fails(runtime: FakeRuntime, start: Start, told: Told
     until(lambda: told.oks()[-1:] == [True] and bad in told.containers, WAIT, "a good state")
     assert told.containers[bad] == [None]
     assert [each is not None for each in told.containers[good]] == [True]
-    assert runtime.count("ContainerStatus", bad) == 3
+    assert runtime.count("ContainerStatus", bad) == 6  # verbose and plain each time
     assert told.oks() == [False, True]
     listings = runtime.count("ListContainers")
     until(lambda: runtime.count("ListContainers") >= listings + 2, WAIT, "two more listings")

@@ -1,13 +1,16 @@
 """The index against a simulated node that knows the truth: whatever is lost, late, reordered or forged, no process is
 ever given another's identity, and once everything was told everyone has their own.
 
-The node has pods whose containers restart and nest cgroups named after others, processes that move and whose PIDs are
-used again, rings that lose records, and a kubelet whose lists lag and overtake each other. The index is driven as the
-feed drives it: births first, slots instead of records, names read from cgroupfs, scans after losses.
+The node has pods in two places whose containers restart and nest cgroups named after others, a hostile container of
+Docker's, a user who owns a delegated subtree and names cgroups after listed containers from before the start on,
+processes that move and whose PIDs are used again, rings that lose records, and a kubelet whose lists lag, overtake each
+other, and name containers of before a reboot. The index is driven as the feed drives it: births first, slots instead of
+records, names read from cgroupfs, scans after losses.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -60,6 +63,7 @@ class Group:
     number: int
     cgroup: int
     names: tuple[str, ...]
+    systemd: bool = False
     homes: dict[str, int] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     label: int = 0
@@ -80,7 +84,8 @@ class Node(RuleBasedStateMachine):
         self.births: deque[CgroupEvent] = deque()
         self.records: deque[ProcessEvent] = deque()
         self.lost_births = self.lost_records = False
-        self.unseen: set[str] = set()  # containers of which the births were lost
+        self.ghosts: list[Group] = []  # pods that the kubelet lists as before a reboot
+        self.writable: set[int] = set()  # what an ordinary user may write
         self.history: deque[tuple[int, tuple[Pod, ...]]] = deque()
         self.lists: list[tuple[int, tuple[Pod, ...], bool]] = []
         self.delivered: dict[int, dict[str, Pod]] = {}
@@ -91,24 +96,37 @@ class Node(RuleBasedStateMachine):
         prefix=st.booleans(), kind=st.booleans(), systemd=st.booleans(), early=st.booleans(), names=st.integers(1, 2)
     )
     def boot(self, prefix: bool, kind: bool, systemd: bool, early: bool, names: int) -> None:
-        """A node with one pod and one hostile Docker container that ran before the index came."""
-        self.systemd = systemd
+        """A node with one pod, one hostile Docker container and a hostile user that ran before the index came, and a
+        list that has a pod of before the reboot. On a node of KIND the index runs in it, or is given a prefix."""
         docker = self._mkdir(TOP, "docker", None)
         above = self._mkdir(docker, self._id(), None) if kind else TOP
-        self.root = self._mkdir(above, "kubepods.slice" if systemd else "kubepods", None)
+        self.roots = {system: self._mkdir(above, "kubepods.slice" if system else "kubepods", None) for system in (0, 1)}
+        self.drivers = [systemd] if prefix else [False, True]
         self.host = self._mkdir(TOP, "system.slice", None)
-        self.user = self._mkdir(TOP, "user.slice", None)
-        # Deeper than KIND's root: a forged one that is nearer the top is what a prefix is for.
+        slices = self._mkdir(self._mkdir(TOP, "user.slice", None), "user-1000.slice", None)
+        self.user = self._mkdir(slices, "user@1000.service", None, hostile=True)
+        self.writable.add(self.user)
         self.docker = self._mkdir(self._mkdir(docker, self._id(), None), "init", None, hostile=True)
-        path = self._path(self.root)
+        path = self._path(self.roots[systemd])
         self.index = Index(Rules(prefix=path if prefix else None))
         self.index.hierarchy = HIERARCHY
         self.index.cgroups.track(TOP)
+        self.index.cgroups.guard = lambda cgroups: self.writable.isdisjoint(cgroups)
         self.index.watched = True
-        self._new_pod(names)
+        if kind and not prefix:
+            self.index.cgroups.own = f"{self._path(above)}/init.scope"
+        self._new_pod(names, systemd)
         group = self.groups[0]
-        forged = self._mkdir(self._mkdir(self.docker, "kubepods", None), f"pod{group.uid}", None, hostile=True)
-        self._start(PIDS[0], self._mkdir(forged, group.ids["c0"], None, hostile=True))
+        self.ghosts = [Group(f"{0:08x}-0000-4000-8000-000000000000", 0, TOP, ("c0",), ids={"c0": self._id()})]
+        for at, victim in itertools.product((self.docker, self.user), (group, *self.ghosts)):
+            forged = self._mkdir(
+                self._mkdir(at, "kubepods", None, hostile=True), f"pod{victim.uid}", None, hostile=True
+            )
+            home = self._mkdir(forged, victim.ids["c0"], None, hostile=True)
+            if victim is group and at == self.docker:
+                self._start(PIDS[0], home)
+            elif at == self.user:
+                self._start(PIDS[-1], home)
         for pid, name in zip(PIDS[1:], group.names, strict=False):
             self._start(pid, group.homes[name])
         self.births.clear()
@@ -134,6 +152,8 @@ class Node(RuleBasedStateMachine):
         self.count += 1
         cgroup = 10_000 + self.count
         self.places[cgroup] = Place(parent, name, owner, hostile)
+        if parent in self.writable:
+            self.writable.add(cgroup)
         self._told(CgroupEventKind.MKDIR, cgroup)
         return cgroup
 
@@ -164,19 +184,21 @@ class Node(RuleBasedStateMachine):
         self._record(ProcessEventKind.EXIT, pid)
         del self.processes[pid]
 
-    def _pod_segment(self, uid: str) -> str:
-        return f"kubepods-pod{uid.replace('-', '_')}.slice" if self.systemd else f"pod{uid}"
+    @staticmethod
+    def _pod_segment(group: Group) -> str:
+        return f"kubepods-pod{group.uid.replace('-', '_')}.slice" if group.systemd else f"pod{group.uid}"
 
-    def _leaf(self, container: str) -> str:
-        return f"cri-containerd-{container}.scope" if self.systemd else container
+    @staticmethod
+    def _leaf(group: Group, container: str) -> str:
+        return f"cri-containerd-{container}.scope" if group.systemd else container
 
-    def _new_pod(self, names: int) -> None:
+    def _new_pod(self, names: int, systemd: bool) -> None:
         self.count += 1
         number = self.count
         uid = f"{number:08x}-0000-4000-8000-000000000000"
-        cgroup = self._mkdir(self.root, self._pod_segment(uid), None)
-        group = Group(uid, number, cgroup, tuple(f"c{n}" for n in range(names)))
-        self._mkdir(cgroup, self._leaf(self._id()), None)  # pause
+        group = Group(uid, number, TOP, tuple(f"c{n}" for n in range(names)), systemd)
+        group.cgroup = self._mkdir(self.roots[systemd], self._pod_segment(group), None)
+        self._mkdir(group.cgroup, self._leaf(group, self._id()), None)  # pause
         self.groups.append(group)
         self.now += 1
         for name in group.names:
@@ -185,7 +207,7 @@ class Node(RuleBasedStateMachine):
     def _run(self, group: Group, name: str) -> None:
         container = self._id()
         group.ids[name] = container
-        group.homes[name] = self._mkdir(group.cgroup, self._leaf(container), (group.uid, container))
+        group.homes[name] = self._mkdir(group.cgroup, self._leaf(group, container), (group.uid, container))
 
     def _truth(self) -> tuple[Pod, ...]:
         return tuple(
@@ -204,7 +226,7 @@ class Node(RuleBasedStateMachine):
                 ephemeral_containers=(),
                 spec=named(*group.names),
             )
-            for group in self.groups
+            for group in (*self.groups, *self.ghosts)
         )
 
     def _pass(self, time: int) -> None:
@@ -283,11 +305,17 @@ class Node(RuleBasedStateMachine):
 
     # ---- what happens ----
 
-    @rule(names=st.integers(1, 2))
+    @rule(names=st.integers(1, 2), driver=st.integers(0, 1))
     @precondition(lambda self: len(self.groups) < 3)
-    def pod_is_made(self, names: int) -> None:
-        """A pod starts, its sandbox first."""
-        self._new_pod(names)
+    def pod_is_made(self, names: int, driver: int) -> None:
+        """A pod starts, its sandbox first; perhaps below another root than the others."""
+        self._new_pod(names, self.drivers[driver % len(self.drivers)])
+
+    @rule()
+    @precondition(lambda self: self.ghosts)
+    def kubelet_forgets_what_was_before_the_reboot(self) -> None:
+        """The kubelet found out that the container is gone."""
+        self.ghosts.clear()
 
     @rule(which=st.integers(0, 9))
     @precondition(lambda self: len(self.groups) > 1)
@@ -342,23 +370,23 @@ class Node(RuleBasedStateMachine):
         if free := [pid for pid in PIDS if pid not in self.processes]:
             self._start(free[0], at)
 
-    @rule(victim=st.integers(0, 9))
-    def user_makes_a_name(self, victim: int) -> None:
-        """A user with a delegated subtree makes a cgroup called like a container whose own is known to be a pod's."""
-        group = self.groups[victim % len(self.groups)]
-        name = group.ids["c0"]
-        if name not in self.unseen:
-            self.unseen.add(f"user {name}")
-            at = self._mkdir(self.user, name, None)
-            if free := [pid for pid in PIDS if pid not in self.processes]:
-                self._start(free[0], at)
+    @rule(victim=st.integers(0, 9), what=st.sampled_from(["id", "colon", "conmon"]))
+    def user_makes_a_name(self, victim: int, what: str) -> None:
+        """A user with a delegated subtree makes a cgroup called like a container, below no pod's."""
+        at = self._mkdir(self.user, self._forged(victim, what), None, hostile=True)
+        if free := [pid for pid in PIDS if pid not in self.processes]:
+            self._start(free[0], at)
+
+    def _victim(self, number: int) -> Group:
+        victims = (*self.groups, *self.ghosts)
+        return victims[number % len(victims)]
 
     def _forged(self, victim: int, what: str) -> str:
-        group = self.groups[victim % len(self.groups)]
+        group = self._victim(victim)
         container = group.ids["c0"]
         return {
-            "pod": self._pod_segment(group.uid),
-            "id": self._leaf(container),
+            "pod": self._pod_segment(group),
+            "id": self._leaf(group, container),
             "root": "kubepods",
             "colon": f"kubepods-pod{group.uid}.slice:cri-containerd:{container}",
             "conmon": f"crio-conmon-{container}.scope",
@@ -368,7 +396,7 @@ class Node(RuleBasedStateMachine):
     @rule(which=st.integers(0, 99), victim=st.integers(0, 9), what=st.sampled_from(["pod", "id", "root", "any"]))
     def nested_cgroup_is_renamed(self, which: int, victim: int, what: str) -> None:
         """On v1 whoever made a cgroup may rename it."""
-        nested = [c for c, p in self.places.items() if p.hostile and p.name != "init"]
+        nested = [c for c, p in self.places.items() if p.hostile and c not in (self.docker, self.user)]
         cgroup = nested[which % len(nested)] if nested else None
         if cgroup is not None:
             self.places[cgroup].name = self._forged(victim, what)
@@ -380,14 +408,14 @@ class Node(RuleBasedStateMachine):
         group = self.groups[which % len(self.groups)]
         home = group.homes[group.names[0]]
         entry = self.index.cgroups.entries.get(home)
-        if entry is not None and entry.workload.state is State.RESOLVED and group.ids["c0"] not in self.unseen:
+        if entry is not None and entry.workload.state is State.RESOLVED:
             self.places[home].name = self._forged(victim, "id")
             self._told(CgroupEventKind.RENAME, home)
 
     @rule(which=st.integers(0, 99))
     def nested_cgroup_is_removed(self, which: int) -> None:
         """What was made goes."""
-        nested = [c for c, p in self.places.items() if p.hostile and p.name != "init"]
+        nested = [c for c, p in self.places.items() if p.hostile and c not in (self.docker, self.user)]
         if nested:
             self._rmdir(nested[which % len(nested)])
 
@@ -444,13 +472,9 @@ class Node(RuleBasedStateMachine):
     @rule(which=st.integers(0, 99))
     @precondition(lambda self: self.births)
     def birth_record_is_lost(self, which: int) -> None:
-        """The small ring was full. The name of a pod's container that a user has taken is not lost: outside of pods a
-        name counts while it is the only one."""
+        """The small ring was full."""
         event = self.births[which % len(self.births)]
-        place = self.places.get(event.id)
-        container = place.owner[1] if place and place.owner else event.name.decode()
-        if f"user {container}" not in self.unseen and event.kind != CgroupEventKind.RELEASE:
-            self.unseen.add(container)
+        if event.kind != CgroupEventKind.RELEASE:
             self.births.remove(event)
             self.lost_births = True
 
@@ -464,7 +488,7 @@ class Node(RuleBasedStateMachine):
         """A list of now, or of a while ago; perhaps one pod of it cannot be read."""
         pods = [*self.history, (self.now, self._truth())][-1 - min(lag, len(self.history))][1]
         # What lags is the status, which the kubelet writes when it gets round to it; its specs are those it acts on.
-        specs = {group.uid: named(*group.names) for group in self.groups}
+        specs = {group.uid: named(*group.names) for group in (*self.groups, *self.ghosts)}
         pods = tuple(replace(pod, spec=specs.get(pod.uid, pod.spec)) for pod in pods)
         if not complete and pods:
             pods = tuple(pod for pod in pods if pod is not pods[skip % len(pods)])

@@ -249,6 +249,18 @@ def test_a_list_that_lacks_a_container_takes_nothing_away(lagging: Pod) -> None:
     assert "k8s:container-name:app" in lab.who(path_of(pod(A))).workload.selectors
 
 
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_what_an_ephemeral_container_names_below_itself_grants_nothing(ephemeral: bool) -> None:
+    """A cgroup that it calls like another pod's container has what it has, also without container selectors."""
+    made = ROWS["ephemeral"]
+    lab = lab_of(made.pod, ephemeral=ephemeral)
+    lab.who(path_of(made.pod))
+    lab.mkdir(f"{path_of(made.pod)}/pod{uid(C)}/{cid(C)}")
+    nested = lab.who(f"{path_of(made.pod)}/pod{uid(C)}/{cid(C)}")
+    assert nested.workload == lab.who(path_of(made.pod)).workload
+    assert words(lab.index.without_container(nested).selectors, made) == "pod"
+
+
 # ---- the runtime's word ----
 
 

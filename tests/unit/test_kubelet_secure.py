@@ -26,6 +26,7 @@ from tracer.settings import Settings
 from tracer.sources.credentials import Credentials, readable
 from tracer.sources.finding import choose, credentials
 from tracer.sources.kubelet import KubeletClient, KubeletEndpoint, KubeletSource
+from tracer.sources.ownership import RootCheck
 from tracer.sources.state import SourceState
 
 LISTED = pod_list(pod())
@@ -650,6 +651,9 @@ def test_a_port_that_was_given() -> None:
     read_only = choose(Settings(kubelet_read_only_port=10256, node_name="n1"), can_read=never, answers=never)
     assert read_only.endpoint.url == "http://127.0.0.1:10256/pods"
     assert secure.note is read_only.note is None
+    unverified = Settings(kubelet_secure_port=10250, skip_kubelet_verification=True)
+    named = (secure, read_only, choose(unverified, can_read=never, answers=never))
+    assert {choice.endpoint.check for choice in named} == {None}
 
 
 def test_a_port_that_is_chosen() -> None:
@@ -666,6 +670,20 @@ def test_a_port_that_is_chosen() -> None:
     assert (nothing.found, nothing.note) == (False, None)
     assert nothing.endpoint.url == "http://127.0.0.1:10255/pods"
     assert "/t" in nothing.endpoint.peer.refused
+
+
+def test_a_port_that_is_chosen_proves_whose_it_is() -> None:
+    """A chosen port that shows no checked certificate has to be root's, in the procfs of the settings, and its refusal
+    names the flag; a certificate that is checked is proof enough."""
+    verified = choose(Settings(token_path="/t"), can_read=lambda _path: True, answers=never)
+    assert verified.endpoint.check is None
+    for more in ({"token_path": "/t"}, {"use_anonymous_authentication": True}):
+        settings = Settings(skip_kubelet_verification=True, procfs="/p", **more)
+        unverified = choose(settings, can_read=lambda _path: True, answers=never)
+        assert unverified.endpoint.check == RootCheck("--kubelet-secure-port 10250", "/p")
+    for answers in (True, False):
+        found = choose(Settings(procfs="/p"), can_read=lambda _path: False, answers=lambda _port, is_=answers: is_)
+        assert found.endpoint.check == RootCheck("--kubelet-read-only-port 10255", "/p")
 
 
 def test_half_a_credential_is_none() -> None:

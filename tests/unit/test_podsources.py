@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import threading
 import time
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.rpc import socket_folder
+from tests.rpc import pb_map, socket_folder
+from tests.runtime import POD_UID, FakeRuntime, hex_id
 from tests.servers import RawServer, answer, pod, pod_list, read_request
 from tests.unit.index_lab import Lab, cid
 from tests.waiting import until
@@ -45,6 +47,22 @@ def make_sources(
 
 def _pods(index: Index) -> int:
     return len(index.pod_table.pods) if index.pod_table is not None else 0
+
+
+def test_the_index_is_told_the_cgroup_path_that_the_runtime_reports() -> None:
+    """What a runtime's verbose status says of a container's cgroup comes to the index with the container."""
+    index = Index()
+    path = f"/kubepods/pod{POD_UID}/{hex_id(1)}"
+    with socket_folder() as folder, FakeRuntime(folder / "cri.sock") as runtime:
+        container_id = runtime.add(1)
+        runtime.info = pb_map(2, {"info": json.dumps({"runtimeSpec": {"linux": {"cgroupsPath": path}}})})
+        sources = make_sources(index, Settings(kubelet="none", pods_api="none", cri=f"unix://{folder}/cri.sock"))
+        sources.start()
+        try:
+            found = until(lambda: index._verdicts.runtime.get(container_id), 30, "the container")
+        finally:
+            sources.stop()
+    assert found.cgroups_path == path
 
 
 def test_a_kubelet_that_starts_again_takes_no_pod_away(monkeypatch: pytest.MonkeyPatch) -> None:

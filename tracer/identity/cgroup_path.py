@@ -1,20 +1,23 @@
-"""Which container a cgroup path belongs to, by the strict rule.
+"""Which container a cgroup path names, by the strict rule.
 
-Whoever may write a cgroup subtree may name what is in it: a container that nests a cgroup called like another
-pod, and below it one called like that pod's container, has made a path whose innermost names are the
-victim's. It cannot touch the names above its own cgroup, though. So a path is read from the top, and the
-first name on the way down that says anything decides; what stands below is never looked at:
+Whoever may write a cgroup subtree may name what is in it: a container that nests a cgroup called like another pod, and
+below it one called like that pod's container, has made a path whose innermost names are the victim's. It cannot touch
+the names above its own cgroup, though. So a path is read from the top, and the first name on the way down that says
+anything decides:
 
-1. The *root*: where the kubelet of this node keeps its pods. It is given, or else the first segment called
-   ``kubepods``, ``kubepods.slice`` or ``…-kubepods.slice``.
-2. Below the root, the first *pod segment*: ``pod<uid>`` (cgroupfs) or ``…-pod<uid>.slice`` (systemd).
-3. The container's ID, 64 hexadecimal digits, in the segment directly below, or behind the last colon of the
-   pod segment itself (a kubelet with the systemd driver, a runtime with cgroupfs).
+1. The first *pod segment*: ``pod<uid>`` (the kubelet's cgroupfs driver) or ``…-pod<uid>.slice`` (its systemd driver).
+   A UID is a UUID or 32 hexadecimal digits; below a segment called ``kubepods`` it is any text, since a static pod's
+   manifest may name its own.
+2. The container's ID, 64 hexadecimal digits, in the segment directly below, or behind the last colon of the pod segment
+   itself (a kubelet with the systemd driver, a runtime with cgroupfs). Old releases of CRI-O put the container's cgroup
+   below that of its monitor, which has the same ID: the container is the one below.
+3. Without a pod segment, the outermost container's ID.
 
-A path without any pod segment names a container by its outermost ID, which a source may or may not know. Pod
-segments outside the root, below a Docker container for instance, are no pods of this node.
+A pod segment below a container's ID, as in a node of KIND, is *nested*: the container above may have named it. The
+match says below which, and ``places`` decides whether that container is this node.
 
-Names are text of any kind: everything here is linear in the length of the path, and nothing raises.
+A path alone proves nothing. Who may have made these names, and whether a source lists them, is for ``places`` and
+``verdict``. Names are text of any kind: everything here is linear in the length of the path, and nothing raises.
 """
 
 from __future__ import annotations
@@ -30,22 +33,34 @@ Why = Literal["no_container", "conmon", "pod_cgroup", "outside_root"]
 _ID = re.compile(r"\b[0-9A-Fa-f]{64}\b", re.ASCII)
 # With dashes, with underscores where systemd forbids dashes, or a static pod's digest without either.
 _UID = re.compile(r"[0-9A-Fa-f]{8}(?:[-_][0-9A-Fa-f]{4}){3}[-_][0-9A-Fa-f]{12}|[0-9A-Fa-f]{32}", re.ASCII)
+# The kubelet names a pod's slice after all slices above it.
+_NAMED_SLICE = re.compile(r"(?:.*-)?kubepods(?:-burstable|-besteffort)?-pod(.+)", re.DOTALL)
+_CLASSES = ("burstable", "besteffort")
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """The containers above a pod segment: the outermost one's ID and the index of its segment, and the path down to the
+    innermost one."""
+
+    container_id: str
+    depth: int
+    place: str
 
 
 @dataclass(frozen=True, slots=True)
 class PathMatch:
     """What a cgroup path says.
 
-    ``depth`` is the index of the segment that names the container, 0 for the first one below ``/``: the
-    cgroup of that depth is the container's own, those below it are the container's too. ``below_pod`` tells
-    whether the ID stands below a pod segment under the root; without it, only a source that lists the ID
-    makes it a pod's container. ``root`` is the path of the root that was used, ``None`` where the path lies
-    below none. ``pod_uid`` is that of the outermost pod segment under the root, also when no container was
-    found.
+    ``depth`` is the index of the segment that names the container, 0 for the first one below ``/``: the cgroup of that
+    depth is the container's own, those below it are the container's too. ``below_pod`` tells whether the ID stands
+    below a pod segment; without it, only a source that lists the ID makes it a pod's container. ``root`` is the place
+    where this pod is: the path above the pod's segment and its QoS class, or the prefix that was given. ``pod_uid`` is
+    that of the outermost pod segment, also when no container was found. ``outer`` are the containers above that.
 
     ``why`` is set when ``container`` is ``None``: ``no_container`` (no name says anything), ``conmon``
     (CRI-O's or Podman's monitor, which carries the ID but is not the workload), ``pod_cgroup`` (in a pod's
-    cgroup but in no container's) or ``outside_root`` (a pod segment that is not below the root).
+    cgroup but in no container's) or ``outside_root`` (a pod segment that is not below the prefix).
     """
 
     container: ContainerRef | None
@@ -54,74 +69,76 @@ class PathMatch:
     root: str | None
     pod_uid: str | None
     why: Why | None
+    outer: Outer | None = None
 
 
-def match_strict(path: str, root: str | None = None) -> PathMatch:
+def match_strict(path: str, prefix: str | None = None) -> PathMatch:
     """The container that ``path`` belongs to: the outermost one, whatever is nested below it.
 
-    ``path`` is a cgroup's path as the kernel gives it (``/kubepods/burstable/pod…/…``). ``root`` is the
-    learnt or configured path of the kubepods root, compared segment by segment; ``None`` lets the path's own
-    segments tell. Raises nothing.
-
-    A root that is learnt from the ``root`` of a match whose container a source lists makes the rule tighter:
-    from then on no other root counts.
+    ``path`` is a cgroup's path as the kernel gives it (``/kubepods/burstable/pod…/…``). ``prefix`` is the operator's
+    word on where pods are (``--cgroup-prefix``), compared segment by segment: what is above it is not looked at, and
+    pod segments elsewhere do not count. Raises nothing.
     """
     segments = path.removeprefix("/").split("/")
-    size = _guess_root(segments) if root is None else _given_root(segments, root)
-    if size is None:
-        if any(_pod_uid(segment) is not None for segment in segments):
-            return _none("outside_root")
-        return _without_pod(segments, 0, None)
-    used = "/" + "/".join(segments[:size])
-    for depth in range(size, len(segments)):
-        uid = _pod_uid(segments[depth])
+    start = 0
+    if prefix is not None:
+        wanted = [segment for segment in prefix.split("/") if segment]
+        if segments[: len(wanted)] != wanted:
+            if any(_pod_uid(segments, depth, None) is not None for depth in range(len(segments))):
+                return _none("outside_root")
+            return _without_pod(segments, 0, None)
+        start = len(wanted)
+    given = None if prefix is None else "/" + "/".join(segments[:start])
+    above: list[tuple[str, int]] = []
+    for depth in range(start, len(segments)):
+        uid = _pod_uid(segments, depth, None if prefix is None else start)
         if uid is not None:
-            return _in_pod(segments, depth, uid, used)
-        if _ID.search(segments[depth]):
-            # A container above all pod segments may have named everything below it.
-            break
-    return _without_pod(segments, size, used)
+            return _in_pod(segments, depth, uid, given, above)
+        found = _ID.search(segments[depth])
+        if found is not None and not _is_conmon(found):
+            above.append((found[0], depth))
+    return _without_pod(segments, start, given)
 
 
-def _given_root(segments: list[str], root: str) -> int | None:
-    """How many segments belong to the given root, ``None`` if the path is not below it."""
-    wanted = [segment for segment in root.split("/") if segment]
-    return len(wanted) if segments[: len(wanted)] == wanted else None
+def _is_kubepods(segment: str) -> bool:
+    """Whether the kubelet calls the cgroup of all pods so; with ``--cgroup-root`` a slice's name has that in front."""
+    return segment in ("kubepods", "kubepods.slice") or segment.endswith("-kubepods.slice")
 
 
-def _guess_root(segments: list[str]) -> int | None:
-    """How many segments belong to the root that the names suggest, ``None`` without one."""
-    inside_container = False
-    for depth, segment in enumerate(segments):
-        if segment in ("kubepods", "kubepods.slice") or segment.endswith("-kubepods.slice"):
-            return depth + 1
-        if _pod_uid(segment) is not None:
-            # A runtime that does not know systemd's slices makes one cgroup called
-            # kubepods-…-pod….slice:…:<id> wherever it stands itself, with no kubepods segment above. The name
-            # says kubepods all the same.
-            own = not inside_container and _ID.search(segment, segment.rfind(":") + 1)
-            named = segment.startswith("kubepods-") or "-kubepods-" in segment.partition(":")[0]
-            return depth if ":" in segment and own and named else None
-        inside_container = inside_container or _ID.search(segment) is not None
-    return None
-
-
-def _pod_uid(segment: str) -> str | None:
-    """The pod's UID if the segment is a pod's, with dashes (or none at all for static pods)."""
-    name = segment.partition(":")[0]
+def _pod_uid(segments: list[str], depth: int, start: int | None) -> str | None:
+    """The pod's UID if the segment is a pod's, with dashes (or none at all for static pods). ``start`` is the number of
+    segments of the prefix, where one was given."""
+    name = segments[depth].partition(":")[0]
     if name.endswith(".slice"):
-        before, found, uid = name[: -len(".slice")].rpartition("pod")
-        if not found or (before and not before.endswith("-")):
-            return None
-    elif name.startswith("pod"):
-        uid = name[len("pod") :]
-    else:
+        stem = name[: -len(".slice")]
+        before, found, uid = stem.rpartition("pod")
+        if found and (not before or before.endswith("-")) and _UID.fullmatch(uid):
+            return uid.replace("_", "-")
+        named = _NAMED_SLICE.fullmatch(stem)
+        return named[1].replace("_", "-") if named else None
+    uid = name[len("pod") :]
+    if not uid or not name.startswith("pod"):
         return None
-    return uid.replace("_", "-") if _UID.fullmatch(uid) else None
+    if _UID.fullmatch(uid):
+        return uid.replace("_", "-")
+    above = depth - 1 if depth > 0 and segments[depth - 1] in _CLASSES else depth
+    in_pods = above == start or (above > 0 and _is_kubepods(segments[above - 1]))
+    return uid if in_pods else None
 
 
-def _in_pod(segments: list[str], depth: int, uid: str, root: str) -> PathMatch:
-    """The match for a path whose outermost pod segment under the root stands at ``depth``."""
+def _place(segments: list[str], depth: int) -> str:
+    """The path above a pod's segment, without the QoS class."""
+    if depth > 0:
+        above = segments[depth - 1].removesuffix(".slice")
+        if above in _CLASSES or above.endswith(("kubepods-burstable", "kubepods-besteffort")):
+            depth -= 1
+    return "/" + "/".join(segments[:depth])
+
+
+def _in_pod(segments: list[str], depth: int, uid: str, given: str | None, above: list[tuple[str, int]]) -> PathMatch:
+    """The match for a path whose outermost pod segment stands at ``depth``, below the containers ``above``."""
+    root = given if given is not None else _place(segments, depth)
+    outer = Outer(*above[0], "/" + "/".join(segments[: above[-1][1] + 1])) if above else None
     found = None
     if ":" in segments[depth]:
         found = _ID.search(segments[depth], segments[depth].rfind(":") + 1)
@@ -129,10 +146,12 @@ def _in_pod(segments: list[str], depth: int, uid: str, root: str) -> PathMatch:
         depth += 1
         found = _ID.search(segments[depth])
     if found is None:
-        return _none("pod_cgroup", root, uid)
+        return PathMatch(None, None, False, root, uid, "pod_cgroup", outer)
     if _is_conmon(found):
-        return _none("conmon", root, uid)
-    return PathMatch(ContainerRef(found[0], uid), depth, True, root, uid, None)
+        if not _is_of_monitor(segments, depth, found[0]):
+            return PathMatch(None, None, False, root, uid, "conmon", outer)
+        depth += 1
+    return PathMatch(ContainerRef(found[0], uid), depth, True, root, uid, None, outer)
 
 
 def _without_pod(segments: list[str], start: int, root: str | None) -> PathMatch:
@@ -141,7 +160,9 @@ def _without_pod(segments: list[str], start: int, root: str | None) -> PathMatch
         found = _ID.search(segments[depth])
         if found is not None:
             if _is_conmon(found):
-                return _none("conmon", root)
+                if not _is_of_monitor(segments, depth, found[0]):
+                    return _none("conmon", root)
+                depth += 1
             return PathMatch(ContainerRef(found[0], None), depth, False, root, None, None)
     return _none("no_container", root)
 
@@ -151,5 +172,11 @@ def _is_conmon(found: re.Match[str]) -> bool:
     return found.string[: found.start()].rstrip("-_.:").endswith("conmon")
 
 
-def _none(why: Why, root: str | None = None, uid: str | None = None) -> PathMatch:
-    return PathMatch(None, None, False, root, uid, why)
+def _is_of_monitor(segments: list[str], depth: int, container_id: str) -> bool:
+    """Whether the segment below a monitor's is that of the container which it watches."""
+    below = _ID.search(segments[depth + 1]) if depth + 1 < len(segments) else None
+    return below is not None and below[0] == container_id and not _is_conmon(below)
+
+
+def _none(why: Why, root: str | None = None) -> PathMatch:
+    return PathMatch(None, None, False, root, None, why)

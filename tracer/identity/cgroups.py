@@ -1,17 +1,18 @@
 """The tree of cgroups as the kernel's records tell it, and which container each of them belongs to.
 
 Records carry a cgroup's own name and its parent's id; a path is only ever built from the chain of them, so nothing is
-cut and a rename moves the whole subtree. Which container a cgroup belongs to follows the strict rule
-(``cgroup_path``), with one memory: a cgroup that was once resolved stays bound to its container, and so does all
-below it, until the kernel releases it, whatever is renamed or learnt later.
+cut and a rename moves the whole subtree. Which container a cgroup names follows the strict rule (``cgroup_path``), with
+one memory: a cgroup that was once resolved stays bound to the container that it names, and so does all below it, until
+the kernel releases it, whatever is renamed later.
 
-What was not resolved is read anew whenever a name on its way changes: an entry says what the names say now.
+What was not resolved is read anew whenever a name on its way changes: an entry says what the names say now. Whether
+the names are evidence is not decided here: see ``places``.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tracer.identity.cgroup_path import PathMatch, match_strict
 from tracer.model import (
@@ -32,21 +33,37 @@ _KEPT = 60_000_000_000
 # Processes announced before their container was known, whose resolution is announced in turn.
 _AWAITING = 4096
 
+Guard = Callable[[Sequence[int]], bool | None]
+"""Whether all of these cgroups, from below the hierarchy's root downwards, and that root itself, belong to root and
+nobody else may write them, so that nobody but root can have named what is in them; ``None`` where that cannot be
+read."""
+
+
+def vouched(_cgroups: Sequence[int]) -> bool | None:
+    """The guard of whoever makes up a tree, and stands for it."""
+    return True
+
 
 class Entry:
     """A container's own cgroup, and what is known of the container. Changes as sources tell more.
 
-    ``home`` is the cgroup's id, ``root`` the kubepods root above it (``None`` for a container below no pod segment),
-    ``born`` when it was made (``seen``) or first heard of, ``live`` whether it still has a directory. ``pod`` and
-    ``container`` are set once it was resolved.
+    ``home`` is the cgroup's id, ``root`` the place of its pod (``None`` for a container below no pod segment), ``born``
+    when it was made (``seen``) or first heard of, ``live`` whether it still has a directory. ``guarded`` is what the
+    guard says of the cgroups above it, ``inside`` whether it is below the prefix, where one was given. ``outer`` is the
+    entry of the container above its pod segment, where there is one, and ``nest`` the path of the innermost such.
+    ``pod`` and ``container`` are set once it was resolved.
     """
 
     __slots__ = (
         "awaiting",
         "born",
         "container",
+        "guarded",
         "home",
+        "inside",
         "live",
+        "nest",
+        "outer",
         "pod",
         "pods_at",
         "ref",
@@ -56,7 +73,18 @@ class Entry:
     )
 
     def __init__(
-        self, ref: ContainerRef, home: int, root: str | None, born: int, workload: Workload, *, seen: bool = False
+        self,
+        ref: ContainerRef,
+        home: int,
+        root: str | None,
+        born: int,
+        workload: Workload,
+        *,
+        seen: bool = False,
+        guarded: bool | None = True,
+        inside: bool = True,
+        outer: Entry | None = None,
+        nest: str | None = None,
     ) -> None:
         self.ref = ref
         self.home = home
@@ -64,6 +92,10 @@ class Entry:
         self.born = born
         self.seen = seen
         self.live = True
+        self.guarded = guarded
+        self.inside = inside
+        self.outer = outer
+        self.nest = nest
         self.workload = workload
         self.pods_at: int | None = None
         self.pod: Pod | None = None
@@ -103,7 +135,7 @@ _HOST_TEXT = {
     "no_container": "its cgroup belongs to no container",
     "conmon": "it is the container's monitor, not the container",
     "pod_cgroup": "it is in a pod's cgroup, but in none of its containers",
-    "outside_root": "its cgroup only looks like a pod's: it is not below the node's kubepods root",
+    "outside_root": "its cgroup only looks like a pod's: it is not below --cgroup-prefix",
 }
 
 
@@ -113,11 +145,16 @@ def _host(match: PathMatch) -> Workload:
 
 
 class CgroupTree:
-    """The cgroups of the tracked hierarchy. Pure: names come in as records and as chains."""
+    """The cgroups of the tracked hierarchy. Pure: names come in as records and as chains, and ``guard`` says who may
+    write the cgroups above a container's."""
 
-    def __init__(self, prefix: str | None = None) -> None:
-        self._prefix = prefix
-        self._top = 0
+    def __init__(self, prefix: str | None = None, guard: Guard = vouched) -> None:
+        self.prefix = prefix
+        self.guard = guard
+        self._start_on(0)
+
+    def _start_on(self, top: int) -> None:
+        self._top = top
         self._nodes: dict[int, _Node] = {}
         self._bound: dict[int, Entry] = {}
         self._by_id: dict[str, list[Entry]] = {}
@@ -126,7 +163,8 @@ class CgroupTree:
         self._unsure: dict[int, int | None] = {}
         self.views: dict[int, View] = {}
         self.entries: dict[int, Entry] = {}
-        self.root: str | None = prefix
+        # The tracer's own cgroup, where it is known: a container above it is its node.
+        self.own: str | None = None
         # Entries that nobody has considered yet, and whether any entry changed since that was last asked.
         self.fresh: list[Entry] = []
         self.changed = True
@@ -135,8 +173,7 @@ class CgroupTree:
 
     def track(self, top: int) -> None:
         """Starts anew on another hierarchy, whose root cgroup has the id ``top``."""
-        self.__init__(self._prefix)  # type: ignore[misc]
-        self._top = top
+        self._start_on(top)
 
     def apply(self, event: CgroupEvent) -> None:
         """Takes a birth, removal, release or rename in."""
@@ -259,7 +296,7 @@ class CgroupTree:
 
     def _match(self, place: Cgroup, chain: list[tuple[int, _Node]]) -> View:
         assert place.path is not None
-        match = match_strict(place.path, self.root)
+        match = match_strict(place.path, self.prefix)
         if match.container is None or match.depth is None:
             self._remove(place.id)
             return View(place, None, _host(match))
@@ -267,18 +304,44 @@ class CgroupTree:
         if home != place.id:
             self._remove(place.id)
         root = match.root if match.below_pod else None
+        outer, nest = None, None
+        if match.outer is not None:
+            above = self.locate(chain[match.outer.depth][0])
+            outer, nest = (above.entry if above is not None else None), match.outer.place
         entry = self.entries.get(home)
-        if entry is None or entry.ref != match.container or entry.root != root:
+        if entry is None or (entry.ref, entry.root, entry.nest) != (match.container, root, nest):
             old = self._remove(home)
-            entry = Entry(match.container, home, root, node.born, first_workload(match.container, root), seen=node.seen)
+            entry = Entry(
+                match.container,
+                home,
+                root,
+                node.born,
+                first_workload(match.container),
+                seen=node.seen,
+                guarded=None,
+                inside=self.prefix is None or match.root is not None,
+                nest=nest,
+            )
             if old is not None:
                 entry.live, entry.awaiting = old.live, old.awaiting
+            self.read_guard(entry)
             self.entries[home] = entry
             self._by_id.setdefault(entry.ref.container_id, []).append(entry)
             self.fresh.append(entry)
             self.changed = True
             self._stir(entry)
+        entry.outer = outer
         return View(place, entry, entry.workload)
+
+    def read_guard(self, entry: Entry) -> None:
+        """Asks the guard about the cgroups above a container's own."""
+        chain = self._chain(entry.home)
+        entry.guarded = None if chain is None else self.guard([cgroup for cgroup, _ in chain[:-1]])
+
+    def path(self, entry: Entry) -> str | None:
+        """The path of a container's own cgroup; ``None`` where a name on its way is not known."""
+        chain = self._chain(entry.home)
+        return None if chain is None else "/" + "/".join(node.name for _, node in chain)
 
     def _stir(self, entry: Entry) -> None:
         if entry.live and entry.root is not None:
@@ -287,18 +350,6 @@ class CgroupTree:
     def bind(self, entry: Entry) -> None:
         """Ties a resolved container's cgroup, and with it all below, to this container until it is released."""
         self._bound[entry.home] = entry
-
-    def learn_root(self, listed: Iterable[Entry]) -> None:
-        """Takes the node's kubepods root from containers that a source lists, once and for all: of several the one
-        nearest the top, since what lies below a container may be made to look like anything."""
-        roots = {entry.root for entry in listed if entry.root is not None} if self.root is None else set()
-        if not roots:
-            return
-        self.root = min(roots, key=lambda root: (root.count("/"), root))
-        for home in [home for home, entry in self.entries.items() if entry.root not in (None, self.root)]:
-            self._remove(home)
-            self._bound.pop(home, None)
-        self._renamed()
 
     def containers(self) -> Iterator[Entry]:
         """Every container's cgroup that is known."""
@@ -309,10 +360,8 @@ class CgroupTree:
         return tuple(self._by_id.get(container_id, ()))
 
 
-def first_workload(ref: ContainerRef, root: str | None) -> Workload:
-    """What is known of a container, below this kubepods root or none, before any source was asked."""
-    if root is None:
-        return Workload(State.HOST, "not_a_pod", "a container that belongs to no pod", container_id=ref.container_id)
+def first_workload(ref: ContainerRef) -> Workload:
+    """What is known of a container before any source was asked."""
     return Workload(
         State.PENDING,
         "not_listed_yet",

@@ -6,12 +6,12 @@ time (``tick``); out come identities and events. A container's entry goes throug
     pending ──listed──▶ resolved ──its pod left the list──▶ unknown: deleted ──listed──▶ resolved
        │  └─all of its pod's containers accounted for, it is none of them──▶ host: sandbox
        └────not listed by the time limit──▶ unknown: not_listed
-    any ──listed in two pods, or in another pod than its path names──▶ unknown: conflict
+    any ──listed in two pods, or in another pod than its path names, or its cgroup is no evidence──▶ unknown: conflict
     resolved ──sources silent for too long──▶ unknown: stale
 
 Nothing is final but what the kernel says is over: a list that names the container resolves it from every state. A
 wrong identity is worse than a late one, so whatever is not certain is ``pending`` or ``unknown``. The decisions are
-those of ``verdict``.
+those of ``verdict``, and which cgroups are evidence is decided by ``places``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import replace
 
 from tracer.histogram import Histogram
 from tracer.identity.cgroups import CgroupTree, Entry, View
+from tracer.identity.places import is_within_resolved
 from tracer.identity.pods import PodTable, same_uid
 from tracer.identity.selectors import without_container
 from tracer.identity.verdict import Rules, Verdicts
@@ -51,6 +52,9 @@ SWITCHING = Workload(State.PENDING, "hierarchy", "which cgroup hierarchy holds t
 UNNAMED = Workload(State.UNKNOWN, "unnamed", "the name of its cgroup cannot be told")
 
 _READY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds
+
+# What may become of a resolved container though nothing that was told of it was wrong.
+_ENDS = ("deleted", "stale", "namespace_labels")
 
 # Why a process has no container yet, or none, where its pod alone says who it is.
 _POD_IS_ENOUGH = ("not_listed_yet", "no_pod_yet", "not_listed", "sandbox")
@@ -93,12 +97,15 @@ class Index:
         self.hierarchy = 0
         # Set while it is not certain which hierarchy holds the containers: nobody is "host" then.
         self.uncertain = False
+        # Set also while a container is known of which only another hierarchy has a cgroup: then each process that is
+        # "host" is to be verified.
+        self.doubtful = False
         # Whether anybody watches; without, events are not made.
         self.watched = False
         self._verdicts = Verdicts(self.rules, self.cgroups)
         self._now = 0
-        # Whether a container came up while the node's kubepods root was not known: the next tick learns it.
-        self.root_due = False
+        # Whether something changed that may change the answers for other containers: the next tick considers all.
+        self.due = False
         self._stale = False
         self._ended: OrderedDict[ProcessKey, None] = OrderedDict()
         # Announced while it was not certain which hierarchy holds the containers.
@@ -133,8 +140,18 @@ class Index:
 
     # ---- asking ----
 
-    def identify(self, key: ProcessKey, asked: int, hierarchy: int, cgroup: int, process: Process | None) -> Identity:
-        """The identity of a process that is in this cgroup. Its names are to be learnt before (``locate``)."""
+    def identify(
+        self,
+        key: ProcessKey,
+        asked: int,
+        hierarchy: int,
+        cgroup: int,
+        process: Process | None,
+        *,
+        is_verified: bool = False,
+    ) -> Identity:
+        """The identity of a process that is in this cgroup. Its names are to be learnt before (``locate``).
+        ``is_verified`` says that it is in no container's cgroup of another hierarchy."""
         if hierarchy != self.hierarchy:
             return Identity(key, asked, SWITCHING, None, process)
         view = self.locate(cgroup)
@@ -142,9 +159,9 @@ class Index:
             return Identity(key, asked, UNNAMED, Cgroup(cgroup, None), process)
         entry = view.entry
         if entry is not None:
-            if not self.uncertain or entry.workload.state is not State.HOST:
+            if is_verified or not self.uncertain or entry.workload.state is not State.HOST:
                 return Identity(key, asked, entry.workload, view.cgroup, process, entry.pods_at)
-        elif not self.uncertain:
+        elif is_verified or not self.uncertain:
             return Identity(key, asked, view.workload, view.cgroup, process)
         return Identity(key, asked, SWITCHING, view.cgroup, process)
 
@@ -158,7 +175,9 @@ class Index:
         if workload.state is State.RESOLVED:
             if workload.selectors and workload.kind != "ephemeral":
                 return replace(workload, selectors=without_container(workload.selectors))
-            # SPIRE does not find the container: the path has to name the pod.
+            # SPIRE does not find the container: the path has to name the pod. What is nested counts for nothing.
+            while entry is not None and is_within_resolved(entry):
+                entry = entry.outer
             if entry is not None:
                 alone = self._verdicts.of_pod_only(entry, self._now)
             else:
@@ -174,10 +193,15 @@ class Index:
         """What is known of a container: by its cgroup where it has one, else by the list. ``nobody`` is the identity
         without it."""
         self._now = now
-        for entry in reversed(self.cgroups.named(container_id)):
-            ref = entry.ref
-            of_pod = pod_uid is None or (ref.pod_uid is not None and same_uid(ref.pod_uid, pod_uid))
-            if of_pod and entry.live and entry.root is not None and (view := self.locate(entry.home)) is not None:
+        named = [
+            entry
+            for entry in self.cgroups.named(container_id)
+            if pod_uid is None or (entry.ref.pod_uid is not None and same_uid(entry.ref.pod_uid, pod_uid))
+            if entry.live and self._verdicts.is_claim(entry)
+        ]
+        # Newest last; one that is another's copy does not hide the container.
+        for entry in sorted(named, key=lambda entry: entry.workload.state is State.RESOLVED, reverse=True):
+            if (view := self.locate(entry.home)) is not None:
                 return self.identify(nobody.key, nobody.asked, self.hierarchy, view.cgroup.id, None)
         workload, at = self._verdicts.of_list(ContainerRef(container_id, pod_uid), now)
         return nobody._replace(workload=workload, pods_at=at)
@@ -195,13 +219,11 @@ class Index:
         fresh, self.cgroups.fresh = self.cgroups.fresh, []
         for entry in fresh:
             if self.cgroups.entries.get(entry.home) is not entry:
-                continue  # renamed, or not below the root that was learnt meanwhile
+                continue  # renamed meanwhile
             self._late += self.consider(entry, self._now)
-            if entry.root is None:
-                continue
-            self.root_due |= self.cgroups.root is None
+            self.due |= self._verdicts.places.add(entry)
             for other in self.cgroups.named(entry.ref.container_id):
-                if other.root is None:  # called like a pod's container, which is now known to stand elsewhere
+                if other is not entry:  # which of the two is the container is to be decided
                     self._late += self.consider(other, self._now)
 
     def snapshot(self, now: int) -> list[Event]:
@@ -289,7 +311,7 @@ class Index:
         if identity.workload is SWITCHING:
             if len(self._undecided) < _ENDED:
                 self._undecided[key] = process
-        elif identity.state in (State.PENDING, State.UNKNOWN):
+        elif identity.state not in (State.RESOLVED, State.GONE):
             view = self.cgroups.views.get(cgroup)
             if view is not None and view.entry is not None:
                 awaited = view.entry
@@ -311,6 +333,32 @@ class Index:
                 identity = self._announce(key, process, known.hierarchy, known.cgroup)
                 if identity.state is State.RESOLVED:
                     events.append(Event("resolved", now, identity))
+        return events
+
+    def told(self) -> dict[ProcessKey, tuple[State, str | None, str | None]]:
+        """What is said of each process now: its state, pod and container; nothing while nobody watches."""
+        found = {}
+        for known in tuple(self.processes.values()) if self.watched else ():
+            workload = self.identify(known.key, known.key.pid, known.hierarchy, known.cgroup, None).workload
+            found[known.key] = (workload.state, workload.pod_uid, workload.container_id)
+        return found
+
+    def retold(self, before: Mapping[ProcessKey, tuple[State, str | None, str | None]], now: int) -> list[Event]:
+        """Tells anew of each process of which something else was ``told`` before another hierarchy was tracked."""
+        self._undecided.clear()
+        events = []
+        for known in tuple(self.processes.values()) if self.watched else ():
+            identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
+            workload = identity.workload
+            is_resolved = workload.state is State.RESOLVED
+            was = before.get(known.key)
+            if was is None or was == (workload.state, workload.pod_uid, workload.container_id):
+                continue
+            if is_resolved and was[0] is not State.RESOLVED:
+                events.append(Event("resolved", now, identity))
+            elif is_resolved or was[0] is State.RESOLVED:
+                path = identity.cgroup.path if identity.cgroup else None
+                events.append(Event("move", now, identity, {"from": path, "corrected": True}))
         return events
 
     def reconcile(self, alive: Mapping[int, int], before: int) -> list[Event]:
@@ -357,6 +405,10 @@ class Index:
         self._verdicts.runtime.take_sandbox(container_id, now)
         return self.refresh(now)
 
+    def is_listed(self, ref: ContainerRef) -> bool:
+        """Whether a source has this container, in the pod that its path names."""
+        return self._verdicts.is_listed(ref)
+
     def take_disputes(self) -> list[str]:
         """Sentences on containers whose image the runtime and the list tell differently, each once."""
         return self._verdicts.take_disputes()
@@ -377,10 +429,9 @@ class Index:
         return self._verdicts.pod_namespaces
 
     def refresh(self, now: int) -> list[Event]:
-        """Considers every container anew, and what the node's kubepods root is before that."""
-        self.root_due = False
-        if self.cgroups.root is None and self._verdicts.ready:
-            self.cgroups.learn_root(self._verdicts.roots())
+        """Considers every container anew, and where containers live before that."""
+        self.due = False
+        self._verdicts.places.survey()
         events = [event for entry in self.cgroups.containers() for event in self.consider(entry, now)]
         self._consider_fresh()
         return events
@@ -392,8 +443,8 @@ class Index:
         self._consider_fresh()
         at = self._verdicts.pods_at
         if not self._stale and at is not None and now - at > self.rules.max_stale:
-            self._stale = self.root_due = True
-        events = self.refresh(now) if self.root_due and self._verdicts.ready else []
+            self._stale = self.due = True
+        events = self.refresh(now) if self.due and self._verdicts.ready else []
         late, self._late = self._late, []
         return [*late, *events]
 
@@ -415,10 +466,7 @@ class Index:
         wanted = {
             entry.ref.container_id
             for entry in self.cgroups.containers()
-            if entry.live
-            and entry.root is not None
-            and entry.workload.state is State.PENDING
-            and entry.workload.reason != "namespace_labels"
+            if entry.live and entry.workload.state is State.PENDING and entry.workload.reason != "namespace_labels"
         }
         before, self._wanted = self._wanted, wanted
         return sorted(wanted - before), sorted(before - wanted)
@@ -447,8 +495,7 @@ class Index:
     def lacks_live(self, uids: Set[str]) -> bool:
         """Whether a pod that is known, and of which a container has a cgroup, is not among these."""
         return any(
-            entry.live and entry.root is not None and entry.pod is not None and entry.pod.uid not in uids
-            for entry in self.cgroups.containers()
+            entry.live and entry.pod is not None and entry.pod.uid not in uids for entry in self.cgroups.containers()
         )
 
     def consider(self, entry: Entry, now: int) -> list[Event]:
@@ -456,18 +503,35 @@ class Index:
         workload = self._verdicts.of(entry, now)
         if workload is entry.workload:
             return []
-        if workload.state is State.RESOLVED and entry.workload.state is State.PENDING and entry.seen:
+        before = entry.workload
+        if workload.state is State.RESOLVED and before.state is State.PENDING and entry.seen:
             self.ready.observe((now - entry.born) / 1e9)
         entry.workload = workload
         self.cgroups.changed = True
+        is_other = (before.pod_uid, before.container_id) != (workload.pod_uid, workload.container_id)
         if workload.state is not State.RESOLVED:
-            return []
+            is_wrong = before.state is State.RESOLVED and workload.reason not in _ENDS
+            return self._corrected(entry, now) if is_wrong else []
         self.cgroups.bind(entry)
         awaiting, entry.awaiting = entry.awaiting, {}
+        if before.state is State.RESOLVED and is_other:
+            return self._corrected(entry, now)
         return [
             Event("resolved", now, Identity(key, key.pid, workload, cgroup, process, entry.pods_at))
             for key, (process, cgroup) in awaiting.items()
         ]
+
+    def _corrected(self, entry: Entry, now: int) -> list[Event]:
+        """What was told of a container's processes was wrong: they are told anew, as moves to where they are."""
+        if not self.watched:
+            return []
+        events = []
+        for known in tuple(self.processes.values()):
+            view = self.cgroups.views.get(known.cgroup)
+            if known.hierarchy == self.hierarchy and view is not None and view.entry is entry:
+                identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
+                events.append(Event("move", now, identity, {"from": view.cgroup.path, "corrected": True}))
+        return events
 
 
 def gone(pid: int) -> Identity:

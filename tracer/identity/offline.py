@@ -1,6 +1,8 @@
 """Strict answers without a node: from the text of files instead of from the kernel.
 
-The decisions are the index's own, which is fed one process, its cgroup and one pod list.
+The decisions are the index's own, which is fed one process, its cgroup and one pod list. What it asks of a live node
+beyond that, files cannot show, so it is not asked of them: whether a container runs still, and which of the places that
+look like it is where the node keeps its pods. Whoever gives the files says that they are of this container.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from tracer.identity.grants import grant, is_ambiguous, is_pod_enough
 from tracer.identity.index import Index, Rules
 from tracer.identity.pods import PodTable, pod_has_uid
 from tracer.identity.selectors import selectors
-from tracer.model import ContainerRef, Pod, ProcessKey, State, Workload
+from tracer.model import Container, ContainerRef, Pod, ProcessKey, State, Workload
 
 # Asked in this order where nothing else decides, as for a node's hierarchies.
 _PREFERENCE = ("pids", "memory", "cpu")
@@ -65,8 +67,12 @@ def choose(groups: Iterable[Group]) -> Group | None:
 def answer(path: str, pods: Iterable[Pod] | None, *, rules: Rules) -> Workload:
     """What the index says of a process in this cgroup once it has this pod list, and no other will come.
 
-    Without a list whatever is below a pod is pending.
+    Containers count whatever their state, and the root that the path itself shows where the rules give none. Without a
+    list whatever is below a pod is pending.
     """
+    match = match_strict(path)
+    if rules.prefix is None and match.below_pod:
+        rules = replace(rules, prefix=match.root)
     index = Index(rules)
     index.hierarchy = 1
     index.cgroups.track(1)
@@ -76,11 +82,25 @@ def answer(path: str, pods: Iterable[Pod] | None, *, rules: Rules) -> Workload:
     index.identify(key, 1, 1, cgroup, None)
     if pods is not None:
         late = rules.give_up + 1
-        index.pods(pods, late, complete=True, source="file", now=late)
+        index.pods(map(_timeless, pods), late, complete=True, source="file", now=late)
     workload = index.identify(key, 1, 1, cgroup, None).workload
     if pods is None and workload.state is State.PENDING:
         return replace(workload, reason="no_list", reason_text=_NO_LIST)
     return workload
+
+
+def _timeless(pod: Pod) -> Pod:
+    """The pod with containers of which it is not said whether they run."""
+
+    def without_state(containers: Iterable[Container]) -> tuple[Container, ...]:
+        return tuple(replace(container, state=None) for container in containers)
+
+    return replace(
+        pod,
+        containers=without_state(pod.containers),
+        init_containers=without_state(pod.init_containers),
+        ephemeral_containers=without_state(pod.ephemeral_containers),
+    )
 
 
 def of_container(

@@ -185,18 +185,27 @@ class PodTable:
     pods: tuple[Pod, ...]
     by_uid: Mapping[str, Pod]
     _by_container: Mapping[str, tuple[tuple[Pod, Container], ...]]
+    # By UIDs as drivers may have written them; None where two pods' are alike.
+    _by_plain_uid: Mapping[str, Pod | None]
 
     @classmethod
     def build(cls, pods: Iterable[Pod]) -> PodTable:
         """The table of ``pods``."""
         by_uid = {pod.uid: pod for pod in pods}
         by_container: dict[str, tuple[tuple[Pod, Container], ...]] = {}
+        by_plain: dict[str, Pod | None] = {}
         for pod in by_uid.values():
+            plain = _plain(pod.uid)
+            by_plain[plain] = None if plain in by_plain else pod
             for container in (*pod.containers, *pod.init_containers, *pod.ephemeral_containers):
                 if container.container_id is not None:
                     entries = by_container.get(container.container_id, ())
                     by_container[container.container_id] = (*entries, (pod, container))
-        return cls(tuple(by_uid.values()), by_uid, by_container)
+        return cls(tuple(by_uid.values()), by_uid, by_container, by_plain)
+
+    def pod_of(self, path_uid: str) -> Pod | None:
+        """The pod whose ``metadata.uid`` is the one that a cgroup path names, in whatever driver's form."""
+        return self.by_uid.get(path_uid) or self._by_plain_uid.get(_plain(path_uid))
 
     def find(self, container_id: str) -> tuple[tuple[Pod, Container], ...]:
         """Every listing of this container ID; within a pod app, init, then ephemeral containers.
@@ -221,12 +230,13 @@ def pod_has_uid(pod: Pod, path_uid: str) -> bool:
 
 
 def same_uid(one: str, other: str) -> bool:
-    """Whether two pod UIDs are the same; dashes and case do not count."""
+    """Whether two pod UIDs are the same; dashes, underscores, which systemd's slices have instead, and case do not
+    count."""
     return _plain(one) == _plain(other)
 
 
 def _plain(uid: str) -> str:
-    return uid.replace("-", "").lower()
+    return uid.replace("-", "").replace("_", "").lower()
 
 
 def resolved(

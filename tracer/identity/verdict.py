@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
 from tracer.identity.grants import grant, is_ambiguous, is_pod_enough
+from tracer.identity.places import REFUSED, Places, Standing, agreement, is_within_resolved
 from tracer.identity.pods import PodTable, pod_has_uid, resolved, same_uid
 from tracer.identity.runtime import Runtime
 from tracer.model import Container, ContainerRef, Pod, RuntimeContainer, State, Workload
@@ -51,6 +52,7 @@ class Verdicts:
         self._tree = tree
         self._table: PodTable | None = None
         self.runtime = Runtime()
+        self.places = Places(tree, self._confirms)
         # Labels by namespace, as far as they are known.
         self.namespaces: Mapping[str, Mapping[str, str]] = {}
         # How many containers the list names by another tag than the runtime.
@@ -117,13 +119,20 @@ class Verdicts:
         """Whether the list that there is lacks this container, its pod, or the ID of another container of it."""
         if self._table is None or ref.pod_uid is None:
             return False
-        pod = self._table.by_uid.get(ref.pod_uid)
+        pod = self._table.pod_of(ref.pod_uid)
         if pod is None:
             return True
         statuses = (*pod.containers, *pod.init_containers, *pod.ephemeral_containers)
         named = {status.name for status in statuses if status.container_id}
         is_known = ref.container_id in self.runtime.sandboxes or bool(self._table.find(ref.container_id))
         return not is_known or not named.issuperset(pod.spec_names)
+
+    def is_listed(self, ref: ContainerRef) -> bool:
+        """Whether the list or the runtime has this container, in the pod that its path names if it names one."""
+        if self.runtime.is_of_pod(ref):
+            return True
+        found = self._table.find(ref.container_id) if self._table else ()
+        return any(ref.pod_uid is None or pod_has_uid(pod, ref.pod_uid) for pod, _ in found)
 
     def listed(self, entry: Entry) -> list[tuple[Pod, Container]]:
         """The places where a list has this container, in the pod that its path names if it names one."""
@@ -134,28 +143,53 @@ class Verdicts:
             if uid is None or pod_has_uid(pod, uid)
         ]
 
-    def roots(self) -> list[Entry]:
-        """Containers that show where the kubepods root is: those that a list says run, ended since or not, once
-        cgroupfs has any. One that is listed as ended and yet has a cgroup may have been made by anyone who knows its
-        name."""
-        shown = [
-            entry
-            for entry in self._tree.containers()
-            if entry.root is not None
-            and (
-                self.runtime.is_of_pod(entry.ref)
-                or any(not entry.live or container.state in ("running", None) for _, container in self.listed(entry))
-            )
-        ]
-        return shown if any(entry.live for entry in shown) else []
+    def _confirms(self, entry: Entry) -> bool:
+        """Whether a source knows this container, in the pod that its path names. One below another container that a
+        list calls ended may have been made by anyone there who knows its name."""
+        ref = entry.ref
+        record = self.runtime.get(ref.container_id)
+        if record is not None and record.pod_uid and (ref.pod_uid is None or same_uid(record.pod_uid, ref.pod_uid)):
+            return True
+        states = [container.state for _, container in self.listed(entry)]
+        if entry.nest is not None:
+            return any(not entry.live or state in ("running", None) for state in states)
+        return bool(states)
+
+    def _uses_listed_id(self, entry: Entry) -> bool:
+        """Whether a source has a container by this ID, in whatever pod."""
+        container_id = entry.ref.container_id
+        record = self.runtime.get(container_id)
+        told = container_id in self.runtime.sandboxes or (record is not None and bool(record.pod_uid))
+        return told or bool(self._table and self._table.find(container_id))
+
+    def is_claim(self, entry: Entry) -> bool:
+        """Whether a cgroup may be that of a pod's container which has this ID."""
+        if entry.root is None and entry.workload.state is not State.RESOLVED:
+            return False
+        return not is_within_resolved(entry) and self.places.of(entry) not in REFUSED
 
     def of(self, entry: Entry, now: int) -> Workload:
         """What can be said of a container now; the same object as before where nothing changed."""
+        outer = entry.outer
+        if outer is not None and is_within_resolved(entry):
+            entry.pods_at = outer.pods_at
+            return outer.workload
+        standing = self.places.of(entry)
+        if standing in REFUSED:
+            return self._refused(entry, standing)
         table, at = self._table, self.pods_at
         if table is None or at is None:
-            return self._told_by_runtime(entry) or entry.workload
+            told = self._told_by_runtime(entry) if standing is Standing.BELIEVED else None
+            return told or self._kept_or_first(entry)
         if now - at > self._rules.max_stale:
             return self._outdated(entry)
+        if standing is Standing.UNSURE:
+            text = "where this node's pods are kept is not certain yet"
+            return self._unknown(entry, "not_listed", text) if at - entry.born > self._rules.give_up else _first(entry)
+        return self._believed(entry, table, at, now)
+
+    def _believed(self, entry: Entry, table: PodTable, at: int, now: int) -> Workload:
+        """What sources say of a container whose cgroup is evidence."""
         found = self.listed(entry)
         if len({pod.uid for pod, _ in found}) > 1 or (found and is_ambiguous(entry.ref, table)):
             return self._unknown(entry, "conflict", "two pods are listed with this container ID")
@@ -174,31 +208,60 @@ class Verdicts:
                 return self._unknown(entry, "deleted", "its pod has left the list")
             if entry.container is not None:
                 return self._found(entry, pod, entry.container, now)
+        return self._unlisted(entry, table, at) if entry.root is not None else self._bare(entry, at)
+
+    def _refused(self, entry: Entry, standing: Standing) -> Workload:
+        """A container's cgroup that is no evidence is never anybody's, but for who it is nested in."""
+        outer = entry.outer
+        if outer is not None and outer.workload.state in (State.PENDING, State.UNKNOWN):
+            return outer.workload
+        entry.pod = entry.container = None
+        if self._uses_listed_id(entry):
+            text = f"its cgroup only looks like a listed container's: {REFUSED[standing]}"
+            return self._unknown(entry, "conflict", text)
         if entry.root is None:
-            return _first(entry)
-        return self._unlisted(entry, table, at)
+            return _not_a_pod(entry)
+        text = f"its cgroup only looks like a pod's: {REFUSED[standing]}"
+        return _same(entry, Workload(State.HOST, "outside_root", text))
+
+    @staticmethod
+    def _kept_or_first(entry: Entry) -> Workload:
+        """What is said of a container of which no source said anything."""
+        return entry.workload if entry.workload.state is State.PENDING else _first(entry)
+
+    def _bare(self, entry: Entry, at: int) -> Workload:
+        """A container below no pod's cgroup that is not listed: one outside Kubernetes, unless it is yet to be listed.
+
+        On a node whose containers are all below pods it is not waited for long, and not at all where it ran before.
+        """
+        if self.places.has_bare or not self.places.has_pods:
+            wait = self._rules.give_up
+        else:
+            wait = _STATUS_LAG if entry.seen else 0
+        return _not_a_pod(entry) if at - entry.born >= wait else _first(entry)
 
     def _found(self, entry: Entry, pod: Pod, container: Container, now: int) -> Workload:
         if self._is_stale(pod, now):
             return self._outdated(entry)
-        if entry.root is None:
-            # Outside all pods a name proves little: any user with a delegated subtree can give it. So it counts only
-            # while no container's own cgroup has it, and not for one that has ended.
-            ended = container.state == "terminated" and entry.live and entry.pod is None
-            new = entry.pod is None and self._has_pods()
-            if ended or new or any(other.root is not None for other in self._tree.named(entry.ref.container_id)):
-                entry.pod = entry.container = None
-                return _first(entry)
-        elif entry.live and self._tree.root is None:
-            # Which of several roots is the node's is told once all containers are known that run.
-            return _first(entry)
+        if self._is_copy(entry):
+            entry.pod = entry.container = None
+            return self._unknown(entry, "conflict", "another cgroup is called like this container too", pod)
         self._compare(entry, container)
         return self._resolve(entry, pod, container, self.source, settled=True)
 
-    def _has_pods(self) -> bool:
-        """Whether this node puts containers below pods' cgroups. Then one elsewhere that is called like a container is
-        only called so, also while a list that lags behind still has a container that ended long ago."""
-        return self._tree.root is not None or any(other.root is not None for other in self._tree.containers())
+    def _is_copy(self, entry: Entry) -> bool:
+        """Whether another cgroup has as good a claim to this one's ID, or a better one."""
+        rivals = self.places.rivals(entry)
+        return bool(rivals) and max(map(self._rank, rivals)) >= self._rank(entry)
+
+    def _rank(self, entry: Entry) -> tuple[int, bool, bool]:
+        """How good a cgroup's claim to an ID is: by the runtime's word, then by the pod above it, then by the name of
+        the place, which the kubelet calls kubepods."""
+        record = self.runtime.get(entry.ref.container_id)
+        reported = record.cgroups_path if record is not None else None
+        path = self._tree.path(entry) if reported else None
+        told = agreement(path, reported) if reported and path else 0
+        return told, entry.root is not None, "kubepods" in (entry.root or "")
 
     def _told_by_runtime(self, entry: Entry) -> Workload | None:
         """What follows from the runtime's word for a container that no list has yet; ``None`` if it has none.
@@ -207,15 +270,16 @@ class Verdicts:
         service account, owners) is in the list long before; its statuses are those that the kubelet will write.
         """
         ref = entry.ref
-        if ref.container_id in self.runtime.sandboxes and entry.root is not None:
+        if ref.container_id in self.runtime.sandboxes:
             return self._sandbox(entry)
         record = self.runtime.get(ref.container_id)
         if record is None or not record.pod_uid:
             return None
         if ref.pod_uid is not None and not same_uid(record.pod_uid, ref.pod_uid):
             return self._unknown(entry, "conflict", "the runtime has it in another pod than the one its cgroup names")
-        if entry.root is None and self._has_pods():
-            return _first(entry)
+        if self._is_copy(entry):
+            entry.pod = entry.container = None
+            return self._unknown(entry, "conflict", "another cgroup is called like this container too")
         pod = self._table.by_uid.get(record.pod_uid) if self._table else None
         if pod is None:
             if entry.pod is not None:
@@ -233,8 +297,6 @@ class Verdicts:
                 image=record.image,
             )
             return _same(entry, workload)
-        if entry.live and entry.root is not None and self._tree.root is None:
-            return _first(entry)
         container = self.runtime.container_of(pod, record)
         if container is None:
             return self._unasked(entry, pod, record) if entry.container is None else None
@@ -255,30 +317,36 @@ class Verdicts:
         """Without container selectors the pod is enough, as it is for SPIRE: whatever runs in a container's cgroup of
         it, one that is not listed yet, or never will be, has its selectors. The pod is the one that the path names
         first on its way down, which nobody below it can have written."""
-        pod = table.by_uid.get(entry.ref.pod_uid or "") if entry.root is not None else None
-        if pod is None or not is_pod_enough(entry.ref, pod) or (entry.live and self._tree.root is None):
+        pod = self._pod_alone(entry.ref, table) if entry.root is not None else None
+        if pod is None:
             return None
         if self._is_stale(pod, now):
             return self._outdated(entry)
         return self._resolve(entry, pod, None, self.source, settled=True)
 
+    @staticmethod
+    def _pod_alone(ref: ContainerRef, table: PodTable) -> Pod | None:
+        """The pod that a path names in the one form in which SPIRE finds it."""
+        pod = table.by_uid.get(ref.pod_uid or "")
+        return pod if pod is not None and is_pod_enough(ref, pod) else None
+
     def of_pod_only(self, entry: Entry, now: int) -> Workload | None:
         """What a process in this container gets by its pod alone, for whoever leaves container selectors out; ``None``
         where the pod is not known. Changes nothing."""
-        if entry.root is None or (entry.live and self._tree.root is None):
+        if entry.root is None or is_within_resolved(entry) or self.places.of(entry) is not Standing.BELIEVED:
             return None
         return self.of_uid(entry.ref, now)
 
     def of_uid(self, ref: ContainerRef, now: int) -> Workload | None:
         """As ``of_pod_only``, of whatever is named by this path."""
-        pod = self._table.by_uid.get(ref.pod_uid or "") if self._table else None
-        if pod is None or not is_pod_enough(ref, pod) or self._is_stale(pod, now):
+        pod = self._pod_alone(ref, self._table) if self._table else None
+        if pod is None or self._is_stale(pod, now):
             return None
         return self._workload(ref, pod, None, alone=True)
 
     def of_list(self, ref: ContainerRef, now: int) -> tuple[Workload, int | None]:
         """(what the newest list says of a container that no cgroup here is called like, when its pod was read)."""
-        first = first_workload(ref, "")
+        first = first_workload(ref)
         found = {
             pod.uid: (pod, container)
             for pod, container in (self._table.find(ref.container_id) if self._table else ())
@@ -309,7 +377,7 @@ class Verdicts:
 
     def _sandbox(self, entry: Entry) -> Workload:
         ref, text = entry.ref, "it is its pod's sandbox (pause)"
-        pod = self._table.by_uid.get(ref.pod_uid or "") if self._table else None
+        pod = self._table.pod_of(ref.pod_uid) if self._table and ref.pod_uid else None
         if pod is not None:
             return self._of_pod(entry, pod, State.HOST, "sandbox", text)
         workload = Workload(State.HOST, "sandbox", text, pod_uid=ref.pod_uid, container_id=ref.container_id)
@@ -342,7 +410,7 @@ class Verdicts:
         if old.state is State.HOST and old.reason == "sandbox":
             return old  # it was none of its pod's containers, and cannot become one
         # By metadata.uid only: the annotation that names a static pod is one that any pod's author may write.
-        pod = table.by_uid.get(entry.ref.pod_uid or "")
+        pod = table.pod_of(entry.ref.pod_uid or "")
         if pod is not None and self._accounted(pod, entry):
             return self._sandbox(entry)
         if at - entry.born > self._rules.give_up:
@@ -361,6 +429,8 @@ class Verdicts:
         named = {status.name for status in statuses if status.container_id}
         if at < entry.born or not pod.containers or not named.issuperset(pod.spec_names):
             return False
+        if any(status.former_id or status.restarts for status in statuses):
+            return False  # a former instance may have processes still, and its ID stands nowhere, or in lastState
         late = at >= entry.born + _STATUS_LAG
         running: list[Entry] = []
         for status in statuses:
@@ -370,7 +440,7 @@ class Verdicts:
                 if status.role == "app":
                     return False
                 continue
-            own = [other for other in self._tree.named(status.container_id) if other.root is not None]
+            own = [other for other in self._tree.named(status.container_id) if self.is_claim(other)]
             if not any(other.live for other in own) and (own or not late):
                 return False
             running += own
@@ -465,7 +535,12 @@ def _resolved(
 
 
 def _first(entry: Entry) -> Workload:
-    return _same(entry, first_workload(entry.ref, entry.root))
+    return _same(entry, first_workload(entry.ref))
+
+
+def _not_a_pod(entry: Entry) -> Workload:
+    text = "a container that belongs to no pod"
+    return _same(entry, Workload(State.HOST, "not_a_pod", text, container_id=entry.ref.container_id))
 
 
 def _same(entry: Entry, workload: Workload) -> Workload:

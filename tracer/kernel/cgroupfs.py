@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tracer.errors import MissingError
 from tracer.kernel import wire
@@ -145,11 +147,29 @@ class CgroupNames:
         self._fd = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._handle = _Handle(8, _FILEID_KERNFS, 0)
 
-    def _path(self, cgroup: int) -> str | None:
+    def _open(self, cgroup: int) -> int:
+        """A descriptor of the cgroup's directory, for its path and attributes alone; -1 where it is removed."""
         self._handle.id = cgroup
-        fd = _libc.open_by_handle_at(self._fd, ctypes.addressof(self._handle), _O_PATH | os.O_CLOEXEC)
+        fd: int = _libc.open_by_handle_at(self._fd, ctypes.addressof(self._handle), _O_PATH | os.O_CLOEXEC)
+        return fd
+
+    def attributes(self, cgroup: int) -> tuple[int, int] | None:
+        """(user ID of the owner, mode) of a cgroup's directory; ``None`` where it is removed."""
+        fd = self._open(cgroup)
         if fd < 0:
-            return None  # ESTALE: removed
+            return None
+        try:
+            found = os.fstat(fd)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return found.st_uid, found.st_mode
+
+    def _path(self, cgroup: int) -> str | None:
+        fd = self._open(cgroup)
+        if fd < 0:
+            return None  # ESTALE
         try:
             return os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
@@ -184,6 +204,100 @@ class CgroupNames:
     def close(self) -> None:
         """Closes the mount."""
         os.close(self._fd)
+
+
+class Ownership:
+    """Whether the cgroups above a container's belong to root, and nobody else may write them, in one hierarchy: then
+    nobody but root can have made what is below them. ``prefix`` is the operator's word (``--cgroup-prefix``): what is
+    above it is not looked at, and below it its own owner counts as root does.
+
+    Attributes are read each time: a directory may be given away after it was made, as systemd delegates a subtree, but
+    then it is given away before anything is made in it. What was read last is kept for directories that are removed.
+    """
+
+    _MOST = 4096
+
+    def __init__(self, names: CgroupNames, prefix: str | None = None) -> None:
+        self._names = names
+        self._above = None if prefix is None else len(_segments(prefix))
+        self._kept: dict[int, tuple[int, int]] = {}
+
+    def guards(self, cgroups: Sequence[int]) -> bool | None:
+        """Whether this is so of the root and of these cgroups, from below the root downwards; ``None`` where it cannot
+        be told, as of a cgroup that was removed before it was first looked at."""
+        return _are_roots([self._names.mount.info.root, *cgroups], self._above, self._read)
+
+    def _read(self, cgroup: int) -> tuple[int, int] | None:
+        found = self._names.attributes(cgroup)
+        if found is None:
+            return self._kept.get(cgroup)
+        self._kept.pop(cgroup, None)
+        self._kept[cgroup] = found
+        if len(self._kept) > self._MOST:
+            del self._kept[next(iter(self._kept))]
+        return found
+
+
+def guards_path(mount: Mount, path: str, prefix: str | None = None) -> bool | None:
+    """The same of all cgroups above the one with this path, by their paths: for hierarchies that are not tracked."""
+
+    def read(folder: str) -> tuple[int, int] | None:
+        try:
+            found = os.lstat(folder)
+        except (OSError, ValueError):
+            return None
+        return found.st_uid, found.st_mode
+
+    folders = [mount.path.rstrip("/")]
+    for name in _segments(path)[:-1]:
+        folders.append(f"{folders[-1]}/{name}")
+    return _are_roots(folders, None if prefix is None else len(_segments(prefix)), read)
+
+
+_Directory = TypeVar("_Directory")
+
+
+def _are_roots(
+    directories: Sequence[_Directory], above: int | None, read: Callable[[_Directory], tuple[int, int] | None]
+) -> bool | None:
+    """``directories`` from the hierarchy's root downwards; the one at ``above`` is the prefix, where there is one."""
+    owners = {0}
+    for depth, directory in enumerate(directories):
+        if above is not None and depth < above:
+            continue
+        found = read(directory)
+        if found is None:
+            return None
+        uid, mode = found
+        if depth == above:
+            owners.add(uid)
+        if uid not in owners or mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+    return True
+
+
+def _segments(path: str) -> list[str]:
+    return [segment for segment in path.split("/") if segment]
+
+
+def is_populated(folder: str) -> bool:
+    """Whether a process is in the cgroup or in one below it: v2 tells; on v1 one level below is looked at."""
+    try:
+        events = Path(folder, "cgroup.events").read_bytes()
+    except OSError:
+        events = b""
+    if events:
+        return b"populated 1" in events
+    try:
+        if Path(folder, "cgroup.procs").read_bytes().strip():
+            return True
+        with os.scandir(folder) as inside:
+            return any(
+                entry.is_dir(follow_symlinks=False) and Path(entry.path, "cgroup.procs").read_bytes().strip()
+                for entry in inside
+            )
+    except OSError:
+        return False
 
 
 def readable(name: bytes) -> str:

@@ -104,19 +104,26 @@ def living_thread(procfs: str, pid: int) -> int | None:
 
 
 def cgroup_path(procfs: str, pid: int, hierarchy: int) -> str | None:
-    """The path in the hierarchy of that number (0: v2) as ``/proc/<pid>/cgroup`` has it, of a living thread.
+    """The path in the hierarchy of that number (0: v2) as ``/proc/<pid>/cgroup`` has it, of a living thread."""
+    return (cgroup_paths(procfs, pid) or {}).get(hierarchy)
+
+
+def cgroup_paths(procfs: str, pid: int) -> dict[int, str] | None:
+    """The path in each hierarchy, by its number (0: v2), as ``/proc/<pid>/cgroup`` has them, of a living thread;
+    ``None`` where there is none, or it cannot be read.
 
     A dead leader keeps its old cgroup on v2 and reads "/" on v1, while its threads may have moved on.
     """
     thread = living_thread(procfs, pid)
-    if thread is None:
+    text = _read(f"{procfs}/{pid}/task/{thread}/cgroup") if thread is not None else None
+    if text is None:
         return None
-    text = _read(f"{procfs}/{pid}/task/{thread}/cgroup")
-    for line in (text or b"").split(b"\n"):
+    paths = {}
+    for line in text.split(b"\n"):
         number, _, rest = line.partition(b":")
-        if number == str(hierarchy).encode():
-            return rest.partition(b":")[2].decode("utf-8", "surrogateescape")
-    return None
+        if number.isdigit():
+            paths[int(number)] = rest.partition(b":")[2].decode("utf-8", "surrogateescape")
+    return paths
 
 
 def pids(procfs: str) -> Iterator[int]:

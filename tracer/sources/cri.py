@@ -3,7 +3,8 @@
 A runtime's socket is full control of the node. So it is asked for nothing else, and ``--cri none`` never opens it.
 
 Labels that the kubelet gives each container name its pod. Image names come from ``ContainerStatus`` alone: a
-listing has the image's digest where a status has its tag.
+listing has the image's digest where a status has its tag. So does the cgroup path that the runtime made, of the
+verbose answer.
 
 Importing this module imports neither grpc nor protobuf; the first call does.
 """
@@ -20,15 +21,18 @@ from typing import Any, Final
 
 from tracer.clock import boottime
 from tracer.protobuf import STRING_MAP, Field, declare
+from tracer.sources.cri_info import cgroups_path
 from tracer.sources.rpc import CallError, Channel, Service, socket_path
 
 ENDPOINTS: Final = (
     "/run/containerd/containerd.sock",
     "/var/run/crio/crio.sock",
     "/run/k3s/containerd/containerd.sock",
+    "/run/k0s/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
     "/var/run/cri-dockerd.sock",
 )
-"""Where runtimes have their sockets: containerd, CRI-O, k3s, cri-dockerd."""
+"""Where runtimes have their sockets: containerd, CRI-O, k3s, k0s, microk8s, cri-dockerd."""
 
 TIMEOUT: Final = 5.0
 _POD_NAME, _POD_NAMESPACE, _POD_UID, _NAME = (
@@ -50,12 +54,17 @@ _SERVICE: Final = Service(
     max_message=16 << 20,  # the kubelet takes no more either
 )
 
+# How a runtime fails that has the container and cannot describe it at length.
+_VERBOSE_ONLY: Final = frozenset({"UNKNOWN", "INTERNAL", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"})
+
 # Numbers of k8s.io/cri-api, pkg/apis/runtime/v1/api.proto.
 _TABLE: Final = {
     "VersionRequest": {"version": Field(1)},
     "VersionResponse": {"runtime_name": Field(2), "runtime_version": Field(3), "runtime_api_version": Field(4)},
-    "ContainerStatusRequest": {"container_id": Field(1)},
-    "ContainerStatusResponse": {"status": Field(1, "ContainerStatus")},
+    "ContainerStatusRequest": {"container_id": Field(1), "verbose": Field(2, "bool")},
+    # A map of strings on the wire. What is in it is free text, and none of it may spoil the status beside it.
+    "ContainerStatusResponse": {"status": Field(1, "ContainerStatus"), "info": Field(2, "bytes", repeated=True)},
+    "InfoEntry": {"key": Field(1, "bytes"), "value": Field(2, "bytes")},
     "ContainerStatus": {
         "id": Field(1),
         "metadata": Field(2, "ContainerMetadata"),
@@ -112,7 +121,9 @@ class CriContainer:
     ``image`` is ``ContainerStatus.image.image``, the tag; ``None`` from a listing, which does not have it.
     ``image_id`` is ``image_ref``, which becomes the kubelet's ``imageID``. ``sandbox_id`` is ``None`` from a status,
     which does not have it. ``attempt`` counts restarts; ``created_at`` is nanoseconds of the epoch. What the kubelet
-    did not make has no pod: the three are empty.
+    did not make has no pod: the three are empty. ``cgroups_path`` is the OCI spec's ``linux.cgroupsPath``, in the form
+    of the runtime's driver (``/kubepods/pod<uid>/<id>``, ``kubepods-pod<uid>.slice:cri-containerd:<id>``); ``None``
+    from a listing, and from a runtime that does not tell.
     """
 
     container_id: str
@@ -127,6 +138,7 @@ class CriContainer:
     sandbox_id: str | None
     created_at: int
     at: int
+    cgroups_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +162,7 @@ class CriVersion:
     api_version: str
 
 
-def find_endpoint(candidates: Iterable[str] = ENDPOINTS) -> str | None:
+def find_endpoint(candidates: Iterable[str]) -> str | None:
     """The first of these paths at which there is a socket. It is looked at, not opened."""
     for path in candidates:
         try:
@@ -191,11 +203,9 @@ class CriClient:
 
     def container_status(self, container_id: str) -> CriContainer | None:
         """The container with exactly this ID; ``None`` when the runtime has none (a sandbox is none)."""
-        m = _messages()
         at = boottime()
-        request = m.ContainerStatusRequest(container_id=container_id)
         try:
-            answer = self._call("ContainerStatus", request, m.ContainerStatusResponse)
+            answer = self._status(container_id)
         except CallError as error:
             if error.code == "NOT_FOUND":
                 return None
@@ -204,7 +214,21 @@ class CriClient:
             raise self._channel.garbage("a status without a container")
         status = answer.status
         # Runtimes also find containers by the beginning of their ID.
-        return _container(status, at, image=status.image.image) if status.id == container_id else None
+        if status.id != container_id:
+            return None
+        return _container(status, at, image=status.image.image, cgroups=_cgroups_path(answer.info))
+
+    def _status(self, container_id: str) -> Any:
+        """The verbose status, or the plain one from a runtime that has no verbose one, or one too large."""
+        m = _messages()
+        try:
+            request = m.ContainerStatusRequest(container_id=container_id, verbose=True)
+            return self._call("ContainerStatus", request, m.ContainerStatusResponse)
+        except CallError as error:
+            if error.code not in _VERBOSE_ONLY:
+                raise
+        request = m.ContainerStatusRequest(container_id=container_id)
+        return self._call("ContainerStatus", request, m.ContainerStatusResponse)
 
     def list_containers(self, pod_uid: str | None = None) -> tuple[CriContainer, ...]:
         """All containers, also those created only and those that have ended; of one pod, if told so."""
@@ -240,7 +264,9 @@ class CriClient:
         return self._channel.call(method, request, answer, self._timeout)
 
 
-def _container(raw: Any, at: int, *, image: str | None = None, sandbox_id: str | None = None) -> CriContainer:
+def _container(
+    raw: Any, at: int, *, image: str | None = None, sandbox_id: str | None = None, cgroups: str | None = None
+) -> CriContainer:
     """From a ContainerStatus or a listed Container, whose common fields have the same names."""
     # Not []: that would make an entry.
     labels = raw.labels
@@ -257,7 +283,23 @@ def _container(raw: Any, at: int, *, image: str | None = None, sandbox_id: str |
         sandbox_id=sandbox_id,
         created_at=raw.created_at,
         at=at,
+        cgroups_path=cgroups,
     )
+
+
+def _cgroups_path(entries: Iterable[bytes]) -> str | None:
+    """From the entries of the map ``info``, of which a later one stands for an earlier one."""
+    from google.protobuf.message import DecodeError
+
+    found: bytes | None = None
+    for raw in entries:
+        try:
+            entry = _messages().InfoEntry.FromString(raw)
+        except DecodeError:
+            continue
+        if entry.key == b"info":
+            found = entry.value
+    return None if found is None else cgroups_path(found)
 
 
 @functools.cache

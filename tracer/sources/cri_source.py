@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from tracer.clock import boottime
 from tracer.errors import SourceError
@@ -20,6 +21,9 @@ from tracer.sources.cri import CriClient, CriContainer, CriState
 from tracer.sources.followed import Followed
 from tracer.sources.health import LAST_PAUSE, Health, back_off, tell
 from tracer.sources.state import SourceState
+
+if TYPE_CHECKING:
+    from tracer.sources.cri_finding import FoundCri
 
 _log = logging.getLogger("podtracer.cri")
 
@@ -38,7 +42,7 @@ class CriSource:
 
     def __init__(
         self,
-        client: CriClient,
+        client: CriClient | FoundCri,
         *,
         interval_s: float = 10.0,
         on_container: Callable[[str, CriContainer | None], None],

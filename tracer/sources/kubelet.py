@@ -21,6 +21,7 @@ from tracer.clock import boottime
 from tracer.errors import InputError, SourceError, UsageError
 from tracer.identity.pods import PodList, decode_pod_list
 from tracer.sources.credentials import Credentials
+from tracer.sources.ownership import RootCheck
 from tracer.sources.peer import READ_ONLY, REALLY, Peer
 from tracer.sources.refresh import Refresher
 from tracer.sources.session import RELOAD_INTERVAL, Session
@@ -39,12 +40,16 @@ _NODE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,252}|[0-9A-Fa-f:.]{2,45}",
 
 @dataclass(frozen=True, slots=True)
 class KubeletEndpoint:
-    """A request for the list of pods, ready to be sent. Each way to reach a kubelet is a constructor."""
+    """A request for the list of pods, ready to be sent. Each way to reach a kubelet is a constructor.
+
+    ``check`` is for a port that nobody named and that does not prove who it is.
+    """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=lambda: {"Accept": "application/json"})
     credentials: Credentials | None = None
     peer: Peer = READ_ONLY
+    check: RootCheck | None = None
 
     @classmethod
     def read_only(cls, port: int = READ_ONLY_PORT) -> KubeletEndpoint:
@@ -132,6 +137,7 @@ class KubeletClient:
             timeout=timeout,
             max_body=max_body,
             reload_interval=reload_interval,
+            check=endpoint.check,
         )
         self._fetching = threading.Lock()
 
@@ -279,15 +285,18 @@ class KubeletSource:
             _log.exception("a listener of the kubelet source failed")
 
 
-def find_read_only(port: int = READ_ONLY_PORT, timeout: float = 0.5) -> bool:
+def find_read_only(port: int = READ_ONLY_PORT, timeout: float = 0.5, check: RootCheck | None = None) -> bool:
     """Whether something on loopback's ``port`` answers in HTTP within ``timeout`` seconds.
 
-    Any status will do: a kubelet that calls itself unhealthy lists its pods all the same.
+    Any status will do: a kubelet that calls itself unhealthy lists its pods all the same. With a ``check`` raises
+    NotRoots where it is seen at once that it is not passed; whether it is, each connection shows.
     """
-    deadline = time.monotonic() + timeout
     head = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout) as sock:
+            if check is not None:
+                check.is_likely(sock, time.monotonic() + timeout)
+            deadline = time.monotonic() + timeout
             sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             while len(head) < len(_HTTP) and (left := deadline - time.monotonic()) > 0:
                 sock.settimeout(left)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tracer.errors import SourceError
 from tracer.sources.credentials import Credentials, Keys
+from tracer.sources.ownership import RootCheck
 from tracer.sources.peer import Peer
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Session:
     """One GET at a time; only ``close`` may be called from another thread.
 
     ``timeout`` (seconds) bounds the whole of a GET, the second try included; ``max_body`` (bytes) its answer. Without
-    ``credentials`` it is plain HTTP.
+    ``credentials`` it is plain HTTP. ``check`` is made of each connection, where there is one.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Session:
         timeout: float,
         max_body: int,
         reload_interval: float = RELOAD_INTERVAL,
+        check: RootCheck | None = None,
     ) -> None:
         self._peer = peer
+        self._check = check
         self._credentials = credentials
         self._timeout = timeout
         self._max_body = max_body
@@ -110,5 +113,5 @@ class Session:
             if self._closed:
                 raise SourceError("the client was closed", url)
             if self._transport is None:
-                self._transport = Transport(self._peer, self._keys.tls if self._keys else None)
+                self._transport = Transport(self._peer, self._keys.tls if self._keys else None, self._check)
             return self._transport

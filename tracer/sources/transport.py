@@ -33,6 +33,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from tracer.clock import boottime
 from tracer.errors import SourceError
 from tracer.sources.credentials import Tls
+from tracer.sources.ownership import Ends, NotRoots, RootCheck
 from tracer.sources.peer import READ_ONLY, Peer
 
 _CHUNK = 1 << 18
@@ -52,10 +53,12 @@ _FAILURES = (
 
 
 class _Line:
-    """The connection in use, and why it was cut, if it was."""
+    """The connection in use, and why it was cut, if it was. ``check`` decides of each new one whether it is used."""
 
-    def __init__(self, tls: Tls | None) -> None:
+    def __init__(self, tls: Tls | None, check: RootCheck | None) -> None:
         self._tls = tls
+        self._check = check
+        self._unchecked: Ends | None = None  # those of a connection on which no answer has come yet
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._end = 0.0
@@ -91,6 +94,8 @@ class _Line:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(address)
             self._connected(sock)  # once more: what is not connected yet cannot be cut
+            if self._check is not None:
+                self._unchecked = self._check(sock, self._end, lambda: self._connected(sock))
             if self._tls is not None:
                 # The handshake comes later: the socket is another one now, and the watchdog has to know it.
                 name = self._tls.host_name
@@ -102,6 +107,12 @@ class _Line:
         except BaseException:
             sock.close()
             raise
+
+    def check_again(self) -> None:
+        """To be called before a body is believed. Raises NotRoots."""
+        ends, self._unchecked = self._unchecked, None
+        if ends is not None and self._check is not None:
+            self._check.again(ends)
 
     def cut(self, because: str) -> None:
         with self._lock:
@@ -198,12 +209,13 @@ class _Adapter(HTTPAdapter):
 class Transport:
     """A keep-alive session for GETs, one at a time; no proxies, no ``.netrc``, no redirects.
 
-    ``peer`` is what errors call the server; without ``tls`` only ``http`` is spoken, with it only ``https``.
+    ``peer`` is what errors call the server; without ``tls`` only ``http`` is spoken, with it only ``https``. With a
+    ``check`` nothing is sent to, or believed of, a server that is not root's.
     """
 
-    def __init__(self, peer: Peer = READ_ONLY, tls: Tls | None = None) -> None:
+    def __init__(self, peer: Peer = READ_ONLY, tls: Tls | None = None, check: RootCheck | None = None) -> None:
         self._peer = peer
-        self._line = _Line(tls)
+        self._line = _Line(tls, check)
         self._session = _Session()
         self._session.trust_env = False
         self._session.adapters.clear()
@@ -229,7 +241,11 @@ class Transport:
             # A body that only its end delimits looks whole when we are the ones who ended it.
             if self._line.cut_because is not None:
                 raise SourceError(self._line.cut_because, url)
+            self._line.check_again()
             return body
+        except NotRoots as error:
+            self._session.close()
+            raise NotRoots(error.what, url, error.hint) from error
         except SourceError as error:
             self._session.close()
             if self._line.cut_because is not None:
