@@ -12,16 +12,22 @@ Answer = dict[str, Any]
 NOTHING: Answer = {
     "pid": None, "asked": None, "start_time": None, "ppid": None, "comm": None, "state": "host", "reason": None,
     "reason_text": None, "settled": None, "source": None, "age_ms": None, "pods_from": None, "pods_age_ms": None,
-    "namespace": None, "service_account": None, "pod": None, "pod_uid": None, "container": None, "container_id": None,
-    "image": None, "node": None, "cgroup": None, "cgroup_id": None, "mode": "strict", "parity": None,
-    "spiffe_ids": None, "selectors": [],
+    "namespace": None, "service_account": None, "pod": None, "pod_uid": None, "container": None, "kind": None,
+    "container_id": None, "image": None, "node": None, "cgroup": None, "cgroup_id": None, "mode": "strict",
+    "parity": None, "spiffe_ids": None, "selectors": [],
 }  # fmt: skip
 SELECTORS = ["k8s:container-name:app", "k8s:ns:shop", "k8s:pod-name:cart"]
 
 
 def resolved(*selectors: str, **more: Any) -> Answer:
     """The answer for a process of a pod."""
-    return {"state": "resolved", "settled": True, "selectors": list(selectors or SELECTORS), **more}
+    return {
+        "state": "resolved",
+        "settled": True,
+        "kind": "container",
+        "selectors": list(selectors or SELECTORS),
+        **more,
+    }
 
 
 class FakeDaemon:

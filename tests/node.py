@@ -12,7 +12,7 @@ from tests.servers import pod_list
 
 @dataclass
 class FakePod:
-    """A pod of a list: container name → container ID."""
+    """A pod of a list: container name → container ID, ``ephemeral`` ones beside."""
 
     name: str
     namespace: str = "shop"
@@ -21,10 +21,11 @@ class FakePod:
     containers: dict[str, str] = field(default_factory=lambda: {"app": secrets.token_hex(32)})
     labels: dict[str, str] = field(default_factory=dict)
     listed: bool = True
+    ephemeral: dict[str, str] = field(default_factory=dict)
 
     def cgroup(self, container: str = "app") -> str:
         """The container's cgroup path below the kubepods root, by the cgroupfs driver."""
-        return f"/kubepods/besteffort/pod{self.uid}/{self.containers[container]}"
+        return f"/kubepods/besteffort/pod{self.uid}/{(self.containers | self.ephemeral)[container]}"
 
     def to_json(self) -> dict[str, Any]:
         """The pod as the kubelet lists it."""
@@ -39,20 +40,26 @@ class FakePod:
                 "serviceAccountName": self.service_account,
                 "nodeName": "node-1",
                 "containers": [{"name": name, "image": f"{name}:1"} for name in self.containers],
+                "ephemeralContainers": [{"name": name, "image": f"{name}:1"} for name in self.ephemeral],
             },
             "status": {
-                "containerStatuses": [
-                    {
-                        "name": name,
-                        "image": f"{name}:1",
-                        "imageID": f"sha256:{name}",
-                        "containerID": f"containerd://{container}",
-                        "state": {"running": {}},
-                    }
-                    for name, container in self.containers.items()
-                ]
+                "containerStatuses": _statuses(self.containers),
+                "ephemeralContainerStatuses": _statuses(self.ephemeral),
             },
         }
+
+
+def _statuses(containers: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "image": f"{name}:1",
+            "imageID": f"sha256:{name}",
+            "containerID": f"containerd://{container}",
+            "state": {"running": {}},
+        }
+        for name, container in containers.items()
+    ]
 
 
 def listing(*pods: FakePod) -> bytes:

@@ -211,6 +211,10 @@ class Attestor:
         if said.reason == "namespace_labels" and not config.enable_namespace_labels:
             raise _NotUsable("the daemon waits for labels that are not asked for")
         selectors = _answer(said)
+        # Who leaves container selectors out was answered as by SPIRE, ephemeral or not.
+        takes_ephemeral = config.ephemeral_containers or config.disable_container_selectors
+        if said.kind == "ephemeral" and selectors and not takes_ephemeral:
+            raise AttestError(TIMEOUT, NOT_FOUND)
         if selectors and not await _is_whole(selectors, config, daemon, deadline):
             raise _NotUsable("the daemon is configured otherwise: it lacks selectors that are asked for")
         self.counts.daemon += 1
@@ -272,9 +276,10 @@ def _question(pid: int, ino: int | None, located: Located | None) -> dict[str, A
 
 
 def _answer(said: Result) -> tuple[str, ...]:
-    """The selectors of the daemon's answer, or its error in SPIRE's words."""
+    """The selectors of the daemon's answer, or its error in SPIRE's words. A container without any is one that SPIRE
+    would look for in vain until its attempts are over; since it is known by now, nobody waits for that."""
     state, reason, text = said.state, said.reason, said.reason_text
-    if state == "resolved":
+    if state == "resolved" and said.selectors:
         return said.selectors
     if state in ("host", "gone"):
         return ()

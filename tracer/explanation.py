@@ -184,7 +184,14 @@ def pods_step(workload: Workload, about: Sequence[str], *, ends: bool) -> Step:
 
 
 def selectors_step(workload: Workload) -> Step:
-    """The selectors, of which there are none unless resolved."""
+    """The selectors, of which there are none unless resolved, and for a container that SPIRE does not attest."""
+    if workload.state is State.RESOLVED and not workload.selectors:
+        what_to_do = "name a process of the instance that runs now"
+        if workload.kind == "ephemeral":
+            what_to_do = (
+                "if its processes may have what SPIRE refuses them, start podtracer with --ephemeral-containers"
+            )
+        return Step("Selectors", ("none", workload.reason_text or ""), True, what_to_do)
     return Step("Selectors", workload.selectors if workload.state is State.RESOLVED else ("none",))
 
 

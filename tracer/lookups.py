@@ -288,7 +288,7 @@ class Lookups:
             self._publish(self._index.tick(boottime()))
             identity = self._index.identify_container(nobody, container_id, pod_uid, boottime())
         if not container_selectors:
-            identity = identity._replace(workload=self._index.without_container(identity))
+            identity = identity._replace(workload=self._index.without_container(identity, pod_uid))
         return self.issued(identity)
 
     # ---- the process's own files ----

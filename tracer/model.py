@@ -12,6 +12,9 @@ from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from typing import Any, Literal, NamedTuple
 
+Kind = Literal["container", "init", "sidecar", "ephemeral"]
+"""Kinds of containers. Fixed words: other programs compare them."""
+
 
 class State(StrEnum):
     """What can be said of a process. Fixed words: other programs compare them."""
@@ -130,6 +133,13 @@ class Container:
     restarts: int = 0
     sidecar: bool = False
 
+    @property
+    def kind(self) -> Kind:
+        """What people call it."""
+        if self.role == "app":
+            return "container"
+        return "sidecar" if self.sidecar else self.role
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -195,7 +205,8 @@ class Workload:
     """What all processes of one container share: the answer but for the process.
 
     ``reason`` is a fixed word, ``reason_text`` is for people. ``selectors`` are sorted and carry their type
-    (``k8s:ns:…``); empty unless resolved. ``labels`` are the pod's, for filters.
+    (``k8s:ns:…``); empty unless resolved, and for a container that SPIRE does not attest, an ephemeral one say:
+    ``reason_text`` tells then. ``labels`` are the pod's, for filters.
     """
 
     state: State
@@ -213,6 +224,7 @@ class Workload:
     node: str | None = None
     selectors: tuple[str, ...] = ()
     labels: Mapping[str, str] | None = None
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +307,7 @@ class Identity(NamedTuple):
             "pod": w.pod,
             "pod_uid": w.pod_uid,
             "container": w.container,
+            "kind": w.kind,
             "container_id": w.container_id,
             "image": w.image,
             "node": w.node,

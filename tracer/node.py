@@ -393,6 +393,7 @@ def _rules(settings: Settings) -> Rules:
         prefix=settings.cgroup_prefix,
         disable_container_selectors=settings.disable_container_selectors,
         namespace_labels=settings.enable_namespace_labels,
+        ephemeral_containers=settings.ephemeral_containers,
     )
 
 

@@ -141,6 +141,7 @@ def _identity(said: Mapping[str, Any], clock: Clock) -> Identity:
         said["node"],
         selectors,
         labels,
+        said.get("kind"),
     )
     ids, age = said["spiffe_ids"], said["pods_age_ms"]
     return Identity(

@@ -38,13 +38,14 @@ _UNUSABLE = ("permission_denied", "not_ready")
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What matters of the daemon's answers: of a look-up the first five, of ``status`` the others."""
+    """What matters of the daemon's answers: of a look-up the first six, of ``status`` the others."""
 
     state: str = ""
     reason: str | None = None
     reason_text: str | None = None
     settled: bool | None = None
     selectors: tuple[str, ...] = ()
+    kind: str | None = None
     namespace_labels: bool = False
     disable_container_selectors: bool = False
 

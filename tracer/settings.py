@@ -20,7 +20,8 @@ class Settings:
     """The settings of one tracer; times are seconds.
 
     ``kubelet`` is ``auto`` or ``none``; ``kubelet_read_only_port`` is ``None`` where none was given. ``mode``
-    is ``strict``. ``entries_file`` holds registration entries, ``agent_id`` the SPIFFE ID of the agent whose entries
+    is ``strict``. ``ephemeral_containers`` grants ephemeral containers selectors, which SPIRE does not.
+    ``entries_file`` holds registration entries, ``agent_id`` the SPIFFE ID of the agent whose entries
     count, ``None`` for any. Raises :class:`UsageError`, which names the setting, for a value that cannot be used.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     mode: str = "strict"
     disable_container_selectors: bool = False
     enable_namespace_labels: bool = False
+    ephemeral_containers: bool = False
     entries_file: str | None = None
     agent_id: str | None = None
 

@@ -44,6 +44,7 @@ def status(tracer: Tracer, readiness: Readiness) -> dict[str, Any]:
         "mode": settings.mode,
         "namespace_labels": settings.enable_namespace_labels,
         "disable_container_selectors": settings.disable_container_selectors,
+        "ephemeral_containers": settings.ephemeral_containers,
         "hierarchy": tracer.hierarchy,
         "ways": {
             "slots": tracer.programs.slots.kind,

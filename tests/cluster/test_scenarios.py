@@ -8,15 +8,19 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.cluster import Cluster, ClusterError
-from tests.cluster.config import APP
+from tests.cluster.config import APP, PORTS
 from tests.cluster.world import ALONE, KUBELET, PODS_API, WAIT, Look, World, named, pod_of, statuses_of, tracing
+from tests.entries import entry, write
 from tests.waiting import SLOW, until
+from tracer import Tracer
 from tracer.clock import boottime
 from tracer.model import Identity, State
+from tracer.settings import Settings
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster]
 
@@ -113,7 +117,8 @@ class Moments:
 
     def _right(self, before: Look, after: Look, uid: str, container_id: str, by_list: bool) -> list[set[str]]:
         if by_list:
-            return [each for look in (before, after) if (each := look.listed(container_id)) is not None]
+            found = [each for look in (before, after) if (each := look.listed(container_id)) is not None]
+            return found or [set()]  # the instance before a restart
         return [each for look in (before, after) for each in look.to_come(uid, container_id)]
 
     def _comes_right(self, mode: str, uid: str, container_id: str, pid: int) -> bool:
@@ -263,16 +268,42 @@ def test_kubectl_exec(world: World, namespace: str) -> None:
     assert {identity.key.pid for identity in identities.values()}.isdisjoint(entrypoint)
 
 
-def test_an_ephemeral_container(world: World, namespace: str) -> None:
-    """A container that ``kubectl debug`` adds is resolved as itself, though SPIRE does not look for it there."""
+def test_an_ephemeral_container(world: World, namespace: str, tmp_path: Path) -> None:
+    """A container that ``kubectl debug`` adds is resolved as itself, without selectors and without the SPIFFE ID of an
+    entry for its pod, as SPIRE does not look for it; ``ephemeral_containers`` gives it its pod's."""
     world.cluster.apply(pod_of("target", "name: app"), namespace)
     world.running(namespace, "target", "app")
     debug = ("debug", "target", f"--image={APP}", "--image-pull-policy=Never", "--container=probe")
     world.cluster.kubectl("--namespace", namespace, *debug)
     uid, container_id = world.running(namespace, "target", "probe")
     for identity in world.agree(namespace, uid, container_id).values():
-        assert identity.workload.container == "probe"
-        assert "k8s:pod-image-count:1" in identity.workload.selectors
+        workload = identity.workload
+        assert (workload.container, workload.kind, workload.selectors) == ("probe", "ephemeral", ())
+        assert "--ephemeral-containers" in (workload.reason_text or "")
+
+    (pid,) = world.pids(uid, container_id)
+    entries = write(tmp_path / "entries.json", entry("/target", f"k8s:ns:{namespace}", "k8s:pod-name:target"))
+    for grants, ids in ((False, ()), (True, ("spiffe://example.org/target",))):
+        settings = Settings(
+            kubelet_read_only_port=PORTS["kubelet read-only"],
+            cri=f"unix://{world.cluster.containerd.socket}",
+            pods_api="none",
+            entries_file=str(entries),
+            ephemeral_containers=grants,
+        )
+        with Tracer(settings) as tracer:
+            assert tracer.wait_synced(30)
+            until(lambda tracer=tracer: tracer.lookup(pid).state is State.RESOLVED, 10, "the container")
+            found = tracer.lookup(pid)
+            assert (found.workload.kind, found.spiffe_ids) == ("ephemeral", ids)
+            assert ("k8s:container-name:probe" in found.workload.selectors) is grants
+            assert bool(found.workload.selectors) is grants
+            # What SPIRE answers with disable_container_selectors: its path names the pod.
+            alone = tracer.lookup(pid, container_selectors=False)
+            assert "k8s:pod-name:target" in alone.workload.selectors
+            assert not any(each.startswith("k8s:container-") for each in alone.workload.selectors)
+            by_files = tracer.lookup(pid, mode="parity")
+            assert (by_files.state is State.RESOLVED, by_files.workload.selectors) == (False, ())
 
 
 def test_an_edited_label(world: World, namespace: str) -> None:

@@ -98,6 +98,9 @@ def foreseen(pod: dict[str, Any], records: list[CriContainer], container_id: str
     }
     (record,) = [each for each in records if each.container_id == container_id]
     itself = {"name": record.name, "image": record.image, "imageID": record.image_id}
+    asked = [each["name"] for key in ("containers", "initContainers") for each in pod["spec"].get(key) or []]
+    if record.name not in asked or newest[record.name] is not record:
+        return set()  # an ephemeral one, or the instance before a restart
     return spire({**pod, "status": written}, itself)
 
 
@@ -121,11 +124,12 @@ class Look:
     with_cgroup: set[str]
 
     def listed(self, container_id: str) -> set[str] | None:
-        """SPIRE's selectors of a container, if the kubelet lists it."""
+        """SPIRE's selectors of a container, if the kubelet lists it: none of an ephemeral one."""
         for pod in self.pods.values():
             status = statuses_of(pod).get(container_id)
             if status is not None:
-                return spire(pod, status)
+                is_ephemeral = status in (pod["status"].get("ephemeralContainerStatuses") or [])
+                return set() if is_ephemeral else spire(pod, status)
         return None
 
     def to_come(self, uid: str, container_id: str) -> list[set[str]]:
@@ -214,7 +218,7 @@ class World:
             for mode, tracer in self.tracers.items():
                 pids = self.pids(uid, container_id)
                 assert pids
-                assert wanted
+                assert wanted is not None
                 for pid in pids:
                     found[mode] = identity = tracer.lookup(pid)
                     workload = identity.workload

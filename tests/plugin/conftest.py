@@ -66,10 +66,10 @@ class Rolled:
         self._kubelet = node.kubelet.port
         self._running: list[Daemon] = []
 
-    def start(self) -> None:
-        """It is ready."""
+    def start(self, *more: str) -> None:
+        """It is ready; ``more`` are flags of its own."""
         words = ("--http-address", "none", "--cri", "none", "--pods-api", "none", "--refresh-interval", "1")
-        daemon = Daemon(self.path.parent, "--kubelet-read-only-port", self._kubelet, *words)
+        daemon = Daemon(self.path.parent, "--kubelet-read-only-port", self._kubelet, *words, *more)
         self._running.append(daemon)
         daemon.__enter__()
         until(lambda: all(daemon.status()["ready"].values()), 60, "the daemon to be ready")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.node import FakePod
 from tests.plugin.conftest import Node, Rolled
 from tests.plugin.host import Host
-from tests.waiting import until
+from tests.waiting import SLOW, until
 
 pytestmark = [pytest.mark.plugin, pytest.mark.root]
 ALONE = "fallback = false"
@@ -51,6 +52,34 @@ def test_a_process_is_attested_by_the_daemon_as_spire_attests_it(host: Host, nod
     configure(host, daemon, node, f"{ALONE} disable_container_selectors = true")
     less = {selector for selector in without if not selector.startswith("container-")}
     assert host.attest(pid).selectors == less
+
+
+def test_an_ephemeral_container_has_the_pods_identity_only_where_both_say_so(
+    host: Host, node: Node, daemon: Rolled
+) -> None:
+    """Daemon and plugin each have a word, and the stricter one counts: SPIRE's error, and without its 30 s."""
+    target = FakePod("cart-1", ephemeral={"debug": "de" * 32})
+    pid, app = node.run(target, "debug"), node.run(target)
+    node.publish()
+    refused = "DeadlineExceeded no selectors found after max poll attempts"
+    taken = "ephemeral_containers = true"
+    daemon.start()
+    for more in ("", taken):
+        configure(host, daemon, node, f"{ALONE} {more}")
+        until(lambda: "container-name:app" in host.attest(app).end, 10, "the daemon to be asked")
+        began = time.monotonic()
+        assert host.attest(pid).end == refused
+        assert time.monotonic() - began < 5 * SLOW
+    configure(host, daemon, node, f"{ALONE} disable_container_selectors = true")
+    assert "pod-name:cart-1" in host.attest(pid).selectors
+    daemon.end()
+
+    daemon.start("--ephemeral-containers")
+    configure(host, daemon, node, ALONE)
+    until(lambda: "container-name:app" in host.attest(app).end, 10, "the daemon to be asked")
+    assert host.attest(pid).end == refused
+    configure(host, daemon, node, f"{ALONE} {taken}")
+    assert {"pod-name:cart-1", "container-name:debug"} < host.attest(pid).selectors
 
 
 def test_configure_needs_no_daemon_and_attest_none_with_a_fallback(host: Host, node: Node, daemon: Rolled) -> None:

@@ -34,6 +34,7 @@ def _peer(workload: Workload) -> Identity:
         (gone(1).workload, 0, (GROUP,), False),
         (CART, 0, (GROUP,), True),
         (Workload(State.RESOLVED, selectors=CART.selectors[1:]), 0, (GROUP,), False),
+        (Workload(State.RESOLVED, pod=CART.pod, kind="ephemeral"), 0, (GROUP,), False),
         (Workload(State.RESOLVED, selectors=("k8s:ns:spire", "k8s:sa:agent", "k8s:x:y")), 1000, (), True),
     ],
 )

@@ -118,6 +118,7 @@ def test_the_daemon_is_asked_for_the_process_that_was_there_at_arrival(tmp_path:
         ({"state": "host", "reason": "no_container"}, ()),
         ({"state": "gone", "reason": "gone"}, ()),
         (PENDING, TIMED_OUT),
+        (resolved() | {"selectors": []}, TIMED_OUT),
         ({"state": "unknown", "reason": "not_listed"}, TIMED_OUT),
         ({"state": "unknown", "reason": "deleted"}, TIMED_OUT),
         ({"state": "unknown", "reason": "conflict"}, ("Internal", "two pods found with same container Id")),
@@ -193,6 +194,34 @@ def test_container_selectors_are_not_asked_for_where_they_are_disabled(tmp_path:
             assert made.daemon.lookups[0]["container_selectors"] is False
 
     run(ask())
+
+
+@pytest.mark.parametrize(
+    ("keys", "of_daemon", "end"),
+    [
+        ("", SELECTORS, TIMED_OUT),
+        ("", [], TIMED_OUT),
+        ("ephemeral_containers = false", SELECTORS, TIMED_OUT),
+        ("ephemeral_containers = true", SELECTORS, VALUES),
+        ("ephemeral_containers = true", [], TIMED_OUT),
+        ("disable_container_selectors = true", ["k8s:ns:shop"], ("ns:shop",)),
+        ("disable_container_selectors = true", [], TIMED_OUT),
+        ("disable_container_selectors = true ephemeral_containers = true", [], TIMED_OUT),
+    ],
+)
+def test_an_ephemeral_container_is_attested_where_plugin_and_daemon_both_say_so(
+    tmp_path: Path, keys: str, of_daemon: list[str], end: tuple[str, ...]
+) -> None:
+    """The stricter of daemon and plugin counts; a refusal has SPIRE's code and words, at once, and asks no kubelet."""
+
+    async def ask() -> tuple[str, ...]:
+        async with lab(tmp_path, keys) as made:
+            made.daemon.answer = resolved(kind="ephemeral") | {"selectors": of_daemon}
+            answer = await made.attest()
+            assert made.attestor.counts.fallback == 0
+            return answer
+
+    assert run(ask()) == end
 
 
 def test_labels_of_the_namespace_that_were_not_asked_for_are_left_out(tmp_path: Path) -> None:

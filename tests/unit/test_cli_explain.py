@@ -82,6 +82,24 @@ def test_both_rules_on_a_nested_cgroup(write: Any, capsys: pytest.CaptureFixture
     assert "impersonates that pod" in capsys.readouterr().out
 
 
+def test_an_ephemeral_container(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is resolved, and the step of its selectors says why there are none and what to set."""
+    target = FakePod("cart-1", ephemeral={"debug": "d" * 64})
+    args = ["--cgroup-file", write("cgroup", f"0::{target.cgroup('debug')}\n"), "--pods-file"]
+    args.append(write("pods", listing(target)))
+    assert explain(*args, "-o", "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["container"], told["kind"], told["selectors"]) == ("resolved", "debug", "ephemeral", [])
+    assert told["parity_answer"]["code"] == "DeadlineExceeded"
+    (step,) = [each for each in told["steps"] if each["title"] == "Selectors"]
+    assert step["failed"]
+    assert "--ephemeral-containers" in step["hint"]
+    assert explain(*args, "-o", "json", "--ephemeral-containers") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "k8s:container-name:debug" in told["selectors"]
+    assert not any(each["failed"] for each in told["steps"] if each["title"] == "Selectors")
+
+
 @pytest.mark.parametrize("mode", ["strict", "parity"])
 def test_an_empty_cgroup_file_is_an_answer(write: Any, capsys: pytest.CaptureFixture[str], mode: str) -> None:
     """A process with no line is in no container: exit code 1, and no error."""

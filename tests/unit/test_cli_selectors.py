@@ -49,6 +49,41 @@ def test_every_recorded_case(
     assert json.loads(capsys.readouterr().out) == {"selectors": case["selectors"], "error": None}
 
 
+def _with_debug(tmp_path: Path) -> Path:
+    """A list of one pod whose only container with this ID is ephemeral."""
+    path = tmp_path / "debug.json"
+    path.write_bytes(listing(FakePod("cart-1", uid=POD.uid, containers={}, ephemeral={"debug": ID})))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["strict", "parity"])
+def test_an_ephemeral_container_gets_what_spire_gives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    """None, with an error; with --disable-container-selectors the pod's where its path names the pod; in strict mode
+    the operator's word gives it the pod's and its own."""
+    args = ["--pods-file", _with_debug(tmp_path), "--container", ID, "--mode", mode, "-o", "json"]
+    alone, uid = "--disable-container-selectors", ("--pod-uid", POD.uid)
+
+    def said(*more: str) -> tuple[int, list[str], str | None]:
+        code = selectors(*args, *more)
+        answer = json.loads(capsys.readouterr().out)
+        return code, answer["selectors"], answer["error"]
+
+    refused = "no selectors found after max poll attempts"
+    if mode == "strict":
+        refused = "SPIRE attests no ephemeral container; only --ephemeral-containers gives it selectors"
+    for more in ((), uid, (alone,)):
+        assert said(*more) == (1, [], refused)
+    code, given, error = said(alone, *uid)
+    assert (code, error, "k8s:pod-name:cart-1" in given) == (0, None, True)
+    code, given, error = said("--ephemeral-containers")
+    if mode == "parity":
+        assert (code, given, error) == (1, [], refused)
+    else:
+        assert (code, error, "k8s:container-name:debug" in given) == (0, None, True)
+
+
 @pytest.mark.parametrize(
     ("mode", "error"),
     [("strict", "no pod of the list has this container"), ("parity", "no selectors found after max poll attempts")],

@@ -217,13 +217,13 @@ def test_the_kubelets_own_entry_stands_where_the_runtime_has_none() -> None:
     assert foreseen == {"app": f"sha256:{A}", "side": "sha256:side"}
 
 
-def test_a_name_that_the_spec_lacks_is_ephemeral() -> None:
-    """A container that was added to a running pod is answered as itself, outside the pod's images."""
+def test_a_name_that_the_spec_lacks_is_of_no_kind_yet() -> None:
+    """A container that was added to a running pod has no kind before the spec has it, and is outside the images."""
     runtime = Runtime()
     debug = record(C, "debugger")
     runtime.take(debug)
     owner = pod(A, spec=named("app"))
-    assert runtime.container_of(owner, debug).role == "ephemeral"
+    assert runtime.container_of(owner, debug) is None
     assert [each.name for each in runtime.foresee(owner).containers] == ["app"]
 
 

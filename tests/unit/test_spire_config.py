@@ -30,6 +30,7 @@ REFUSED = [
     ('certificate_path = "/c"', "private_key_path", "the private key path is required"),
     ('private_key_path = "/k"', "certificate_path", "the certificate path is required"),
     ('poll_retry_interval = "5"', "poll_retry_interval", "is no duration"),
+    ('ephemeral_containers = "true"', "ephemeral_containers", "is no true or false"),
     ('pod_images_wait = "long"', "pod_images_wait", "is no duration"),
     ('reload_interval = "1d"', "reload_interval", "is no duration"),
     ('mode = "lax"', "mode", "neither strict nor parity"),
@@ -61,6 +62,7 @@ def test_nothing_set_is_spires_defaults_and_ours() -> None:
         fallback=True,
         mode="strict",
         pod_images_wait=1.0,
+        ephemeral_containers=False,
     )
 
 
@@ -98,6 +100,7 @@ def test_every_key_is_taken() -> None:
         fallback = false
         mode = "parity"
         pod_images_wait = "0"
+        ephemeral_containers = true
         """,
         {"OTHER": "node-2"},
     )
@@ -119,6 +122,7 @@ def test_every_key_is_taken() -> None:
         fallback=False,
         mode="parity",
         pod_images_wait=0.0,
+        ephemeral_containers=True,
     )
     assert config.poll_budget == pytest.approx(0.3)
 

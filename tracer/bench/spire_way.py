@@ -52,7 +52,7 @@ class SpireWay:
         for pod in self._pods:
             if located.pod_uid and pod.uid != located.pod_uid:
                 continue
-            for container in (*pod.containers, *pod.init_containers, *pod.ephemeral_containers):
+            for container in (*pod.containers, *pod.init_containers):
                 if container.container_id == located.container_id:
                     found = selectors(pod, container)
                     break

@@ -90,6 +90,7 @@ POD_DATA = (
     _setting("cgroup-prefix", Text(), "Part of the cgroup tree in which pods are looked for.", "PATH"),
     _setting("mode", OneOf("strict", "parity"), "Rule by which a cgroup path is read."),
     _setting("disable-container-selectors", Truth(), "Give selectors of the pod, none of the container."),
+    _setting("ephemeral-containers", Truth(), "Give ephemeral containers selectors, which SPIRE does not."),
     _setting("enable-namespace-labels", Truth(), "Give selectors of the namespace's labels, from the API server."),
     _setting("entries-file", Text(), "Registration entries of SPIRE's server, to show SPIFFE IDs by.", "F"),
     _setting("agent-id", Text(), "Only entries of the SPIRE agent with this SPIFFE ID.", "SPIFFE_ID"),

@@ -118,7 +118,9 @@ def _offline(
     answer = _locate(cgroup, mountinfo)
     groups = _groups(cgroup, cgroup_file, root, strict=mode == "strict")
     group = offline.choose(groups)
-    rules = Rules(prefix=root, disable_container_selectors=alone)
+    rules = Rules(
+        prefix=root, disable_container_selectors=alone, ephemeral_containers=app.value("ephemeral-containers")
+    )
     strict = offline.answer(group.path if group else "/", pods.pods if pods else None, rules=rules)
     outcome = None
     if pods is not None and isinstance(answer, Located):
@@ -159,6 +161,7 @@ def _offline(
             "service_account": workload.service_account,
             "pod": workload.pod,
             "container": workload.container,
+            "kind": workload.kind,
             "selectors": list(workload.selectors),
             "parity": same,
             "lines": lines,

@@ -30,7 +30,11 @@ Exit code: 0 found, 1 not, 2 when the list cannot be read.
 @click.option("--container", type=Text(), required=True, metavar="ID", help="The container's ID, in full.")
 @click.option("--pod-uid", type=Text(), metavar="UID", help="The pod's UID, where the cgroup path names it.")
 @click.option("-o", "--output", "format_", type=OneOf("text", "json"), default="text", help="text or json. [text]")
-@options.configurable(configuration.OPTIONS["mode"], configuration.OPTIONS["disable-container-selectors"])
+@options.configurable(
+    configuration.OPTIONS["mode"],
+    configuration.OPTIONS["disable-container-selectors"],
+    configuration.OPTIONS["ephemeral-containers"],
+)
 @options.global_options
 @pass_app
 def command(app: App, /, pods_file: str, container: str, pod_uid: str | None, format_: str) -> int:
@@ -47,7 +51,13 @@ def command(app: App, /, pods_file: str, container: str, pod_uid: str | None, fo
         outcome = attest(Located(pod_uid, container), table, disable_container_selectors=alone)
         found, error = outcome.selectors, outcome.error
     else:
-        found, error = offline.of_container(table, container, pod_uid, disable_container_selectors=alone)
+        found, error = offline.of_container(
+            table,
+            container,
+            pod_uid,
+            disable_container_selectors=alone,
+            ephemeral_containers=app.value("ephemeral-containers"),
+        )
     if format_ == "json":
         text = to_json({"selectors": list(found), "error": error})
     elif error is None:

@@ -30,6 +30,7 @@ Keys of its own, with what they are by default:
   fallback        = true      while no daemon answers, ask the kubelet as SPIRE does
   mode            = "strict"  "parity" finds the container by SPIRE's rules
   pod_images_wait = "1s"      wait for images of containers that are not made yet; "0" never
+  ephemeral_containers = false  attest ephemeral containers where the daemon does, which SPIRE never does
 \b
 The daemon answers an agent that is root of the host, or of its --socket-group, or a pod of its --socket-allow.
 """

@@ -22,6 +22,7 @@ from dataclasses import replace
 
 from tracer.histogram import Histogram
 from tracer.identity.cgroups import CgroupTree, Entry, View
+from tracer.identity.places import is_within_resolved
 from tracer.identity.pods import PodTable, same_uid
 from tracer.identity.selectors import without_container
 from tracer.identity.verdict import Rules, Verdicts
@@ -164,14 +165,26 @@ class Index:
             return Identity(key, asked, view.workload, view.cgroup, process)
         return Identity(key, asked, SWITCHING, view.cgroup, process)
 
-    def without_container(self, identity: Identity) -> Workload:
+    def without_container(self, identity: Identity, pod_uid: str | None = None) -> Workload:
         """The workload of an identity for whoever leaves container selectors out: the pod is enough then, also while
-        its container is not listed, and for one that never will be."""
+        its container is not listed, and for one that never will be. ``pod_uid`` is what the asker's path names, where
+        there is no cgroup."""
         workload = identity.workload
-        if workload.state is State.RESOLVED:
-            return replace(workload, selectors=without_container(workload.selectors))
         view = self.cgroups.views.get(identity.cgroup.id) if identity.cgroup is not None else None
         entry = view.entry if view is not None else None
+        if workload.state is State.RESOLVED:
+            if workload.selectors and workload.kind != "ephemeral":
+                return replace(workload, selectors=without_container(workload.selectors))
+            # SPIRE does not find the container: the path has to name the pod. What is nested counts for nothing.
+            while entry is not None and is_within_resolved(entry):
+                entry = entry.outer
+            if entry is not None:
+                alone = self._verdicts.of_pod_only(entry, self._now)
+            else:
+                alone = self._verdicts.of_uid(ContainerRef(workload.container_id or "", pod_uid), self._now)
+            if alone is None:
+                return replace(workload, selectors=())
+            return replace(workload, selectors=alone.selectors, reason_text=None)
         if entry is None or workload.reason not in _POD_IS_ENOUGH:
             return workload
         return self._verdicts.of_pod_only(entry, self._now) or workload

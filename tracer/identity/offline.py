@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from tracer.errors import InputError
 from tracer.identity.cgroup_path import PathMatch, match_strict
+from tracer.identity.grants import grant, is_ambiguous, is_pod_enough
 from tracer.identity.index import Index, Rules
 from tracer.identity.pods import PodTable, pod_has_uid
 from tracer.identity.selectors import selectors
-from tracer.model import Container, Pod, ProcessKey, State, Workload
+from tracer.model import Container, ContainerRef, Pod, ProcessKey, State, Workload
 
 # Asked in this order where nothing else decides, as for a node's hierarchies.
 _PREFERENCE = ("pids", "memory", "cpu")
@@ -103,19 +104,32 @@ def _timeless(pod: Pod) -> Pod:
 
 
 def of_container(
-    table: PodTable, container_id: str, pod_uid: str | None, *, disable_container_selectors: bool = False
+    table: PodTable,
+    container_id: str,
+    pod_uid: str | None,
+    *,
+    disable_container_selectors: bool = False,
+    ephemeral_containers: bool = False,
 ) -> tuple[tuple[str, ...], str | None]:
-    """(selectors, why there are none) of the container with this ID, in the pod with this UID if one is given; also of
-    an ephemeral one. The pod alone is enough where container selectors are left out."""
+    """(selectors, why there are none) of the container with this ID, in the pod with this UID if one is given; of an
+    ephemeral one with ``ephemeral_containers``. The pod alone is enough where container selectors are left out."""
+    ref = ContainerRef(container_id, pod_uid)
     listed = table.find(container_id)
     found = [(pod, container) for pod, container in listed if pod_uid is None or pod_has_uid(pod, pod_uid)]
-    if len({pod.uid for pod, _ in found}) > 1:
+    if len({pod.uid for pod, _ in found}) > 1 or (found and is_ambiguous(ref, table)):
         return (), "two pods are listed with this container ID"
     for pod, container in found:
-        return selectors(pod, container, disable_container_selectors=disable_container_selectors), None
+        given = grant(
+            ref,
+            pod,
+            container,
+            disable_container_selectors=disable_container_selectors,
+            ephemeral_containers=ephemeral_containers,
+        )
+        return given.selectors, given.why_not
     if listed:
         return (), "it is listed in another pod than the one that was given"
     pod_alone = table.by_uid.get(pod_uid or "")
-    if pod_alone is not None and disable_container_selectors:
+    if pod_alone is not None and disable_container_selectors and is_pod_enough(ref, pod_alone):
         return selectors(pod_alone, None), None
     return (), "no pod of the list has this container"

@@ -198,6 +198,12 @@ def _pod_uid(segments: list[bytes], at: int, before: bytes) -> str:
     return ""
 
 
+def uid_for_spire(uid: str) -> str | None:
+    """The UID that SPIRE finds where a path names the pod with this UID; ``None`` for a UID that it does not see."""
+    found = _UID.search(b"pod" + uid.encode("utf-8", "surrogateescape"))
+    return found[1].replace(b"_", b"-").decode("ascii") if found is not None else None
+
+
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 

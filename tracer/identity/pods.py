@@ -247,10 +247,13 @@ def resolved(
     *,
     source: str | None,
     settled: bool,
+    why_not: str | None = None,
 ) -> Workload:
-    """The workload of a container of this pod; ``container`` is ``None`` where the pod is enough."""
+    """The workload of a container of this pod; ``container`` is ``None`` where the pod is enough. ``why_not`` is why
+    there are no selectors."""
     return Workload(
         State.RESOLVED,
+        reason_text=why_not,
         settled=settled,
         pods_from=source,
         namespace=pod.namespace,
@@ -263,4 +266,5 @@ def resolved(
         node=pod.node,
         selectors=selectors,
         labels=pod.labels,
+        kind=container.kind if container else None,
     )

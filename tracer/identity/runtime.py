@@ -71,8 +71,9 @@ class Runtime:
         record = self._records.get(ref.container_id)
         return record is not None and bool(record.pod_uid)
 
-    def foresee(self, pod: Pod) -> Pod:
-        """The pod with the status that the kubelet will write. As it is where its spec is not known."""
+    def foresee(self, pod: Pod, before: RuntimeContainer | None = None) -> Pod:
+        """The pod with the status that the kubelet will write, in which the newer instance of ``before`` says that this
+        was there before. As it is where its spec is not known."""
         if not pod.spec:
             return pod
         newest = self._by_pod.get(pod.uid, {})
@@ -81,7 +82,9 @@ class Runtime:
         def status(asked: Container) -> Container:
             record = newest.get(asked.name)
             if record is not None:
-                return _status(asked, record)
+                is_later = before is not None and before.name == asked.name and before is not record
+                former = before.container_id if before is not None and is_later else None
+                return replace(_status(asked, record), former_id=former)
             own = listed.get(asked.name)
             return own if own is not None and own.container_id else asked
 
@@ -91,11 +94,11 @@ class Runtime:
             init_containers=tuple(status(asked) for asked in pod.spec if asked.role == "init"),
         )
 
-    def container_of(self, pod: Pod, record: RuntimeContainer) -> Container:
-        """The container that a record tells of, in the role that the spec gives its name; one that the spec has not yet
-        was added to a running pod (``kubectl debug``)."""
+    def container_of(self, pod: Pod, record: RuntimeContainer) -> Container | None:
+        """The container that a record tells of, in the role that the spec gives its name; ``None`` for one that the
+        spec does not have, or not yet (``kubectl debug`` adds to a running pod): its kind cannot be told."""
         asked = next((each for each in pod.spec if each.name == record.name), None)
-        return _status(asked or Container(record.name, None, record.image, "", "ephemeral"), record)
+        return _status(asked, record) if asked is not None else None
 
     def is_settled(self, pod: Pod, container: Container) -> bool:
         """Whether the pod's images can change no more by containers that are still to be made: all app containers are

@@ -6,16 +6,15 @@ named after a container by whoever may make cgroups. What is not certain stays `
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tracer.identity.cgroups import CgroupTree, Entry, first_workload
+from tracer.identity.grants import grant, is_ambiguous, is_pod_enough
 from tracer.identity.places import REFUSED, Places, Standing, agreement, is_within_resolved
 from tracer.identity.pods import PodTable, pod_has_uid, resolved, same_uid
 from tracer.identity.runtime import Runtime
-from tracer.identity.selectors import selectors
-from tracer.model import Container, ContainerRef, Pod, State, Workload
+from tracer.model import Container, ContainerRef, Pod, RuntimeContainer, State, Workload
 
 # The kubelet's status lags behind a restart by up to a second, and then names the container that ended. One that a
 # list calls running but of which no cgroup was ever seen is believed in after this long.
@@ -23,8 +22,6 @@ _STATUS_LAG = 5_000_000_000
 # The runtime's word for a container without a cgroup is kept for this long: its cgroup may be yet to come, and one that
 # ended is in its pod's status by then.
 _RECORDS_KEPT = 300_000_000_000
-# The only form of a pod's UID that SPIRE finds in a path (its containerinfo/extract.go).
-_SPIRE_UID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,7 @@ class Rules:
     prefix: str | None = None
     disable_container_selectors: bool = False
     namespace_labels: bool = False
+    ephemeral_containers: bool = False
 
 
 class Verdicts:
@@ -69,6 +67,9 @@ class Verdicts:
     def set_rules(self, rules: Rules) -> None:
         """From now on these rules count."""
         self._rules = rules
+        for entry in self._tree.containers():
+            if entry.workload.state is State.RESOLVED:  # so that it is computed anew, though its pod is the same
+                entry.workload = replace(entry.workload, settled=None)
 
     def take(self, pods: Iterable[Pod], at: int, *, complete: bool, source: str) -> bool:
         """Takes a pod list in, fetched at ``at``; False where it is older than what is known."""
@@ -190,7 +191,7 @@ class Verdicts:
     def _believed(self, entry: Entry, table: PodTable, at: int, now: int) -> Workload:
         """What sources say of a container whose cgroup is evidence."""
         found = self.listed(entry)
-        if len({pod.uid for pod, _ in found}) > 1:
+        if len({pod.uid for pod, _ in found}) > 1 or (found and is_ambiguous(entry.ref, table)):
             return self._unknown(entry, "conflict", "two pods are listed with this container ID")
         if found:
             return self._found(entry, *found[0], now)
@@ -297,14 +298,26 @@ class Verdicts:
             )
             return _same(entry, workload)
         container = self.runtime.container_of(pod, record)
+        if container is None:
+            return self._unasked(entry, pod, record) if entry.container is None else None
         settled = self.runtime.is_settled(pod, container)
-        return self._resolve(entry, self.runtime.foresee(pod), container, "cri", settled)
+        return self._resolve(entry, self.runtime.foresee(pod, record), container, "cri", settled)
+
+    def _unasked(self, entry: Entry, pod: Pod, record: RuntimeContainer) -> Workload:
+        """The runtime has a container that the pod's spec, as it was read, does not ask for: of what kind it is will be
+        told by the next list, and nothing is granted before."""
+        if self.pods_at is not None and self.pods_at - entry.born > self._rules.give_up:
+            told = self._unknown(entry, "not_listed", "the runtime has this container, but its pod does not", pod)
+        else:
+            text = "the runtime has this container, but its pod's spec does not have it yet"
+            told = self._of_pod(entry, pod, State.PENDING, "not_listed_yet", text)
+        return _same(entry, replace(told, container=record.name, image=record.image, kind=None))
 
     def _of_pod_alone(self, entry: Entry, table: PodTable, now: int) -> Workload | None:
         """Without container selectors the pod is enough, as it is for SPIRE: whatever runs in a container's cgroup of
         it, one that is not listed yet, or never will be, has its selectors. The pod is the one that the path names
         first on its way down, which nobody below it can have written."""
-        pod = self._pod_alone(entry, table)
+        pod = self._pod_alone(entry.ref, table) if entry.root is not None else None
         if pod is None:
             return None
         if self._is_stale(pod, now):
@@ -312,21 +325,24 @@ class Verdicts:
         return self._resolve(entry, pod, None, self.source, settled=True)
 
     @staticmethod
-    def _pod_alone(entry: Entry, table: PodTable) -> Pod | None:
+    def _pod_alone(ref: ContainerRef, table: PodTable) -> Pod | None:
         """The pod that a path names in the one form in which SPIRE finds it."""
-        uid = entry.ref.pod_uid
-        is_named = entry.root is not None and uid is not None and _SPIRE_UID.fullmatch(uid)
-        return table.pod_of(uid) if is_named and uid is not None else None
+        pod = table.by_uid.get(ref.pod_uid or "")
+        return pod if pod is not None and is_pod_enough(ref, pod) else None
 
     def of_pod_only(self, entry: Entry, now: int) -> Workload | None:
         """What a process in this container gets by its pod alone, for whoever leaves container selectors out; ``None``
         where the pod is not known. Changes nothing."""
-        if self._table is None or is_within_resolved(entry) or self.places.of(entry) is not Standing.BELIEVED:
+        if entry.root is None or is_within_resolved(entry) or self.places.of(entry) is not Standing.BELIEVED:
             return None
-        pod = self._pod_alone(entry, self._table)
+        return self.of_uid(entry.ref, now)
+
+    def of_uid(self, ref: ContainerRef, now: int) -> Workload | None:
+        """As ``of_pod_only``, of whatever is named by this path."""
+        pod = self._pod_alone(ref, self._table) if self._table else None
         if pod is None or self._is_stale(pod, now):
             return None
-        return self._workload(entry.ref, pod, None)
+        return self._workload(ref, pod, None, alone=True)
 
     def of_list(self, ref: ContainerRef, now: int) -> tuple[Workload, int | None]:
         """(what the newest list says of a container that no cgroup here is called like, when its pod was read)."""
@@ -336,7 +352,7 @@ class Verdicts:
             for pod, container in (self._table.find(ref.container_id) if self._table else ())
             if ref.pod_uid is None or pod_has_uid(pod, ref.pod_uid)
         }
-        if len(found) > 1:
+        if len(found) > 1 or (found and self._table and is_ambiguous(ref, self._table)):
             text = "two pods are listed with this container ID"
             return replace(first, state=State.UNKNOWN, reason="conflict", reason_text=text), None
         for pod, container in found.values():
@@ -348,12 +364,16 @@ class Verdicts:
     def _is_stale(self, pod: Pod, now: int) -> bool:
         return now - self._read_at[pod.uid] > self._rules.max_stale
 
-    def _workload(self, ref: ContainerRef, pod: Pod, container: Container | None) -> Workload | None:
-        """The resolved workload by the list; ``None`` while the labels of its namespace are asked for and not known."""
+    def _workload(
+        self, ref: ContainerRef, pod: Pod, container: Container | None, *, alone: bool = False
+    ) -> Workload | None:
+        """The resolved workload by the list, perhaps by its pod ``alone``; ``None`` while the labels of its namespace
+        are asked for and not known."""
         labels = self.namespaces.get(pod.namespace) if self._rules.namespace_labels else None
         if self._rules.namespace_labels and labels is None:
             return None
-        return _resolved(ref, pod, container, self.source, self._rules, labels, settled=True)
+        rules = replace(self._rules, disable_container_selectors=True) if alone else self._rules
+        return _resolved(ref, pod, container, self.source, rules, labels, settled=True)
 
     def _sandbox(self, entry: Entry) -> Workload:
         ref, text = entry.ref, "it is its pod's sandbox (pause)"
@@ -484,6 +504,7 @@ class Verdicts:
             image=container.image if container else None,
             node=pod.node,
             labels=pod.labels,
+            kind=container.kind if container else None,
         )
         return _same(entry, workload)
 
@@ -498,13 +519,19 @@ def _resolved(
     *,
     settled: bool,
 ) -> Workload:
-    given = selectors(
+    given = grant(
+        ref,
         pod,
         container,
         disable_container_selectors=rules.disable_container_selectors,
+        ephemeral_containers=rules.ephemeral_containers,
         namespace_labels=namespace_labels,
     )
-    return resolved(pod, container, ref.container_id, given, source=source, settled=settled)
+    settled = settled or not given.selectors  # none: nothing is to be waited for
+    return resolved(
+        pod, container, ref.container_id, given.selectors,
+        source=source, settled=settled, why_not=given.why_not,
+    )  # fmt: skip
 
 
 def _first(entry: Entry) -> Workload:

@@ -103,6 +103,7 @@ class Answers:
             "pod": workload.pod,
             "pod_uid": workload.pod_uid,
             "container": workload.container,
+            "kind": workload.kind,
             "container_id": workload.container_id,
             "image": workload.image,
             "node": workload.node,

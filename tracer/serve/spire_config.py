@@ -36,6 +36,7 @@ class PluginConfig:
     One of the two ports is ``None``. ``node_name`` is what name, variable and environment come to. ``socket_path`` is
     the daemon's, ``None`` where none was given; ``fallback`` is whether SPIRE's own way is gone while nobody answers
     there. ``pod_images_wait`` bounds the wait for images of containers that are not made yet, 0 for none.
+    ``ephemeral_containers`` takes the daemon's word for those, which SPIRE does not attest; the daemon has its own.
     """
 
     kubelet_read_only_port: int | None = None
@@ -57,6 +58,7 @@ class PluginConfig:
     fallback: bool = True
     mode: Literal["strict", "parity"] = "strict"
     pod_images_wait: float = POD_IMAGES_WAIT
+    ephemeral_containers: bool = False
 
     @property
     def poll_budget(self) -> float:
@@ -92,6 +94,7 @@ KEYS: Mapping[str, type] = {
     "fallback": bool,
     "mode": str,
     "pod_images_wait": str,
+    "ephemeral_containers": bool,
 }
 _BLOCKS = frozenset({"experimental", "experimental.api_server", "experimental.api_server.cache"})
 _REFUSED = frozenset({"sigstore", "experimental.sigstore", "experimental.broker"})
@@ -239,6 +242,7 @@ def _config(values: dict[str, Any], environ: Mapping[str, str]) -> PluginConfig:
         fallback=get("fallback", True),
         mode="parity" if mode == "parity" else "strict",
         pod_images_wait=_images_wait(get("pod_images_wait")),
+        ephemeral_containers=get("ephemeral_containers", False),
     )
 
 
