@@ -152,8 +152,9 @@ class Client:
 
         ``pidfd_ino`` (the inode of the pidfd), ``start_ns`` or ``start_time`` (as in an identity's JSON) say which
         process of this number is meant: another one is ``gone``. ``wait`` is how long the answer may take in seconds
-        while it is ``pending``, ``settled_wait`` while it is not ``settled``. ``mode`` is ``strict`` or ``parity``, ``None`` the daemon's;
-        ``parity`` also has the process's files read, for whether SPIRE's rules give the same container.
+        while it is ``pending``, ``settled_wait`` while it is not ``settled``. ``mode`` is ``strict`` or ``parity``,
+        ``None`` the daemon's; ``parity`` also has the process's files read, for whether SPIRE's rules give the same
+        container.
         """
         fields = protocol.lookup_fields(
             pidfd_ino=pidfd_ino, start_time=start_time, start_ns=start_ns, mode=mode, wait=wait,

@@ -25,6 +25,7 @@ from tracer.serve.http import HttpServer
 from tracer.serve.metrics import Exposition, Figures
 from tracer.serve.socket import Server
 from tracer.settings import Settings
+from tracer.standing import require
 from tracer.status import Readiness, events, status
 
 _SWITCH = 0.0005  # seconds after which a thread that computes lets one in that answers; Python's own is ten times that
@@ -108,6 +109,7 @@ class Daemon:
         try:
             self._lock = Lock(self._serving.socket)
             self._tracer.start()
+            require(self._tracer.missing)
             self.readiness.bpf = self.readiness.scan = True
             self._server = Server(
                 self._tracer, self._serving.socket, self._serving.access(), status=self.status,
@@ -135,6 +137,7 @@ class Daemon:
         _log.info("%s at %s", text, self._serving.socket)
 
     def _on_news(self) -> None:
+        self._look()
         self.readiness.pods = self.readiness.pods or self._tracer.has_pods or self._tracer.settings.kubelet == "none"
         if self._server is not None:
             self._server.news()
@@ -183,6 +186,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """How the daemon fares."""
         server = self._server
+        self._look()
         said = status(self._tracer, self.readiness)
         if server is not None:
             said["socket"] = {
@@ -200,8 +204,15 @@ class Daemon:
         server = self._server
         return {"bpf": self._tracer.is_alive, "socket": server is not None and server.is_alive}
 
-    def _ready(self) -> dict[str, bool]:
-        return self.readiness.checks()
+    def _ready(self) -> dict[str, bool | str]:
+        self._look()
+        said: dict[str, bool | str] = {**self.readiness.checks()}
+        if self.readiness.missing:
+            said["scan"] = "; ".join(self.readiness.missing)
+        return said
+
+    def _look(self) -> None:
+        self.readiness.missing = tuple(check.found for check in self._tracer.missing)
 
     def _figures(self) -> Figures:
         tracer, server = self._tracer, self._server
