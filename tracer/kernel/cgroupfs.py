@@ -90,14 +90,10 @@ def is_initial(procfs: str) -> bool:
     return os.stat(os.path.join(procfs, "self/ns/cgroup")).st_ino == _INITIAL_CGROUP_NAMESPACE
 
 
-def _visible(text: str) -> dict[str, tuple[str, str]]:
-    """(device, root) of what is seen at each mount point: of several the one that was mounted last."""
-    found = {}
-    for line in text.splitlines():
-        fields = line.split(" ")
-        if len(fields) > 5:
-            found[_unescape(fields[4])] = fields[2], _unescape(fields[3])
-    return found
+def _visible(text: str) -> dict[str, str]:
+    """The line of mountinfo of what is seen at each mount point: of several the one that was mounted last."""
+    lines = (line for line in text.splitlines() if line.count(" ") > 5)
+    return {_unescape(line.split(" ")[4]): line for line in lines}
 
 
 def find_mounts(
@@ -137,9 +133,10 @@ def find_mounts(
             seen = os.stat(point)
         except OSError:
             continue
-        device, top = visible[point]
-        if f"{os.major(seen.st_dev)}:{os.minor(seen.st_dev)}" != device or top != root:
-            continue  # another mount lies over it: its inodes are no ids of this hierarchy
+        shown = visible[point]
+        device = f"{os.major(seen.st_dev)}:{os.minor(seen.st_dev)}"
+        if device != shown.split(" ")[2] or (point, root, options) not in parse_mountinfo(shown, point):
+            continue  # another mount lies over it, or over what it is in: its inodes are no ids of this hierarchy
         inode = seen.st_ino
         trusted = inode == info.root if info.root else initial and root == "/"
         mount = Mount(point, names, HierarchyInfo(info.subsys, info.hierarchy, info.root or inode), trusted)
