@@ -25,7 +25,6 @@ from tracer.serve.http import HttpServer
 from tracer.serve.metrics import Exposition, Figures
 from tracer.serve.socket import Server
 from tracer.settings import Settings
-from tracer.standing import require
 from tracer.status import Readiness, events, status
 
 _SWITCH = 0.0005  # seconds after which a thread that computes lets one in that answers; Python's own is ten times that
@@ -94,7 +93,7 @@ class Daemon:
         self.readiness = Readiness()
         self._serving = serving
         self._reload = reload
-        self._tracer = Tracer(settings, warn=_log.warning, note=_log.info)
+        self._tracer = Tracer(settings, warn=_log.warning, note=_log.info, whole=True)
         self._lock: Lock | None = None
         self._server: Server | None = None
         self._http: HttpServer | None = None
@@ -109,7 +108,6 @@ class Daemon:
         try:
             self._lock = Lock(self._serving.socket)
             self._tracer.start()
-            require(self._tracer.missing)
             self.readiness.bpf = self.readiness.scan = True
             self._server = Server(
                 self._tracer, self._serving.socket, self._serving.access(), status=self.status,

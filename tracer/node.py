@@ -53,8 +53,8 @@ class Tracer(About):
     ``warn`` gets sentences for a person (an absent kubelet, say), ``note`` those that are no warnings (which kubelet is
     asked, where none was named); the default logs them. ``load`` loads the programs, other than usual for whoever
     measures them. Raises ``PermissionMissing`` and ``MissingError`` where this machine or user cannot trace, or stands
-    where answers would be wrong, from ``start`` or on entering the context; ``anywhere`` starts there too, to be asked
-    what is missing.
+    where answers would be wrong, from ``start`` or on entering the context; with ``whole`` also where they would be
+    ``unknown``, since cgroups cannot be named. ``anywhere`` starts wherever it is, to be asked what is missing.
 
     Look-ups may come from any thread.
     """
@@ -66,12 +66,14 @@ class Tracer(About):
         warn: Callable[[str], None] | None = None,
         note: Callable[[str], None] | None = None,
         load: Callable[[], Programs] = Programs,
+        whole: bool = False,
         anywhere: bool = False,
     ) -> None:
         self.settings = settings or Settings()
         self._warn = warn or _log.warning
         self._note = note or _log.info
         self._load = load
+        self._whole = whole
         self._anywhere = anywhere
         self._standing: Standing | None = None
         self._looked = 0.0
@@ -142,6 +144,8 @@ class Tracer(About):
             self._standing = Standing(self._feed, self.settings)
             if not self._anywhere:
                 require([self._standing.seeing()])
+                if self._whole:
+                    require(self._standing.naming())
                 self._look_around()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="podtracer-feed", daemon=True)
@@ -387,9 +391,10 @@ class Tracer(About):
         lock held."""
         self._looked = time.monotonic()
         before, self.missing = self.missing, self.standing.missing()
-        for check in self.missing:
-            if check not in before:
-                self._warn(f"{check.found} (hint: {check.hint})" if check.hint else check.found)
+        new = [check for check in self.missing if check not in before]
+        if new:
+            others = f"; and {len(new) - 1} more, see podtracer doctor" if len(new) > 1 else ""
+            self._warn(f"{new[0].found}{others} (hint: {new[0].hint})")
         if self.missing != before:
             for listener in self._listeners:
                 listener()

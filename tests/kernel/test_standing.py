@@ -88,6 +88,7 @@ def _failing(*before: str, words: tuple[str, ...] = ()) -> str:
     assert daemon.returncode == 69, daemon.stderr
     said = next(line for line in daemon.stderr.splitlines() if line.startswith("error: ")).removeprefix("error: ")
     assert "\nhint: " in daemon.stderr
+    assert "level=" not in daemon.stderr, "told twice"
     doctor = subprocess.run(
         [*run, "doctor", "-o", "json", *ALONE, *words], capture_output=True, text=True, timeout=60 * SLOW, check=False
     )

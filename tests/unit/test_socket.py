@@ -617,6 +617,20 @@ def test_a_start_in_boot_time_says_which_process_is_meant(served: Served) -> Non
         assert peer.answer(id=3, op="lookup", pid=OTHER, start_ns=number)["result"]["state"] == "gone"
 
 
+def test_a_client_says_back_what_it_was_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client shows of a process is the daemon's own word, to the nanosecond, and means the same process in a
+    later question, whatever happens to the clock meanwhile."""
+    told = served.peer().answer(id=1, op="lookup", pid=OTHER)["result"]
+    with Client(served.path) as client:
+        shown = client.lookup(OTHER).to_dict(clock.read())
+        assert (shown["start_ns"], shown["start_time"]) == (told["start_ns"], told["start_time"])
+        real = time.time
+        monkeypatch.setattr(clock.time, "time", lambda: real() + 60)
+        for which in ({"start_ns": shown["start_ns"]}, {"start_time": shown["start_time"]}):
+            assert client.lookup(OTHER, **which).state == "resolved"
+        assert client.lookup(OTHER, start_ns=shown["start_ns"] + 10**9).state == "gone"
+
+
 @pytest.mark.parametrize("text", ["", "yesterday", "2020-01-01T00:00:00", "2020-13-01T00:00:00Z", "12:00Z"])
 def test_what_is_no_time_is_a_bad_request(served: Served, text: str) -> None:
     """A start_time that is no RFC 3339 time is told as such, rather than that the process were gone."""
