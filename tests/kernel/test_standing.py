@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -81,10 +82,11 @@ def _in_mounts(script: str) -> tuple[str, ...]:
 def _failing(*before: str, words: tuple[str, ...] = ()) -> str:
     """What a daemon says that ends at once, with 69, and doctor in the same place; the sentence."""
     run = [*before, *COMMAND]
-    where = ("--socket", f"/tmp/podtracer-test-{os.getpid()}.sock", "--http-address", "none")
-    daemon = subprocess.run(
-        [*run, "daemon", *ALONE, *where, *words], capture_output=True, text=True, timeout=60 * SLOW, check=False
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        where = ("--socket", f"{folder}/podtracer.sock", "--http-address", "none")
+        daemon = subprocess.run(
+            [*run, "daemon", *ALONE, *where, *words], capture_output=True, text=True, timeout=60 * SLOW, check=False
+        )
     assert daemon.returncode == 69, daemon.stderr
     said = next(line for line in daemon.stderr.splitlines() if line.startswith("error: ")).removeprefix("error: ")
     assert "\nhint: " in daemon.stderr
