@@ -126,6 +126,7 @@ class AsyncClient:
         *,
         pidfd_ino: int | None = None,
         start_time: str | None = None,
+        start_ns: int | None = None,
         mode: str | None = None,
         wait: float = 0.0,
         settled_wait: float = 0.0,
@@ -134,8 +135,8 @@ class AsyncClient:
     ) -> Identity:
         """Which workload this process is, or without a number, the caller itself."""
         fields = protocol.lookup_fields(
-            pidfd_ino=pidfd_ino, start_time=start_time, mode=mode, wait=wait, settled_wait=settled_wait,
-            container_selectors=container_selectors, parity=parity,
+            pidfd_ino=pidfd_ino, start_time=start_time, start_ns=start_ns, mode=mode, wait=wait,
+            settled_wait=settled_wait, container_selectors=container_selectors, parity=parity,
         )  # fmt: skip
         fields["pid"] = pid
         return protocol.identity(await self.request("lookup", patience=wait + settled_wait, **fields), clock.read())

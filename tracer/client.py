@@ -141,6 +141,7 @@ class Client:
         pidfd: int | None = None,
         pidfd_ino: int | None = None,
         start_time: str | None = None,
+        start_ns: int | None = None,
         mode: str | None = None,
         wait: float = 0.0,
         settled_wait: float = 0.0,
@@ -149,14 +150,15 @@ class Client:
     ) -> Identity:
         """Which workload this process is: by its number, by a ``pidfd`` of it, or with neither, the caller itself.
 
-        ``pidfd_ino`` (the inode of the pidfd) or ``start_time`` (as in an identity) say which process of this number is
-        meant: another one is ``gone``. ``wait`` is how long the answer may take in seconds while it is ``pending``,
-        ``settled_wait`` while it is not ``settled``. ``mode`` is ``strict`` or ``parity``, ``None`` the daemon's;
-        ``parity`` also has the process's files read, for whether SPIRE's rules give the same container.
+        ``pidfd_ino`` (the inode of the pidfd), ``start_ns`` or ``start_time`` (as in an identity's JSON) say which
+        process of this number is meant: another one is ``gone``. ``wait`` is how long the answer may take in seconds
+        while it is ``pending``, ``settled_wait`` while it is not ``settled``. ``mode`` is ``strict`` or ``parity``,
+        ``None`` the daemon's; ``parity`` also has the process's files read, for whether SPIRE's rules give the same
+        container.
         """
         fields = protocol.lookup_fields(
-            pidfd_ino=pidfd_ino, start_time=start_time, mode=mode, wait=wait, settled_wait=settled_wait,
-            container_selectors=container_selectors, parity=parity,
+            pidfd_ino=pidfd_ino, start_time=start_time, start_ns=start_ns, mode=mode, wait=wait,
+            settled_wait=settled_wait, container_selectors=container_selectors, parity=parity,
         )  # fmt: skip
         fields["pid"] = pid
         return protocol.identity(self.request("lookup", fd=pidfd, patience=wait + settled_wait, **fields), clock.read())

@@ -93,7 +93,7 @@ class Daemon:
         self.readiness = Readiness()
         self._serving = serving
         self._reload = reload
-        self._tracer = Tracer(settings, warn=_log.warning, note=_log.info)
+        self._tracer = Tracer(settings, warn=_log.warning, note=_log.info, whole=True)
         self._lock: Lock | None = None
         self._server: Server | None = None
         self._http: HttpServer | None = None
@@ -135,6 +135,7 @@ class Daemon:
         _log.info("%s at %s", text, self._serving.socket)
 
     def _on_news(self) -> None:
+        self._look()
         self.readiness.pods = self.readiness.pods or self._tracer.has_pods or self._tracer.settings.kubelet == "none"
         if self._server is not None:
             self._server.news()
@@ -183,6 +184,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """How the daemon fares."""
         server = self._server
+        self._look()
         said = status(self._tracer, self.readiness)
         if server is not None:
             said["socket"] = {
@@ -200,8 +202,15 @@ class Daemon:
         server = self._server
         return {"bpf": self._tracer.is_alive, "socket": server is not None and server.is_alive}
 
-    def _ready(self) -> dict[str, bool]:
-        return self.readiness.checks()
+    def _ready(self) -> dict[str, bool | str]:
+        self._look()
+        said: dict[str, bool | str] = {**self.readiness.checks()}
+        if self.readiness.missing:
+            said["scan"] = "; ".join(self.readiness.missing)
+        return said
+
+    def _look(self) -> None:
+        self.readiness.missing = tuple(check.found for check in self._tracer.missing)
 
     def _figures(self) -> Figures:
         tracer, server = self._tracer, self._server

@@ -16,74 +16,30 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from tracer import pidfd
+from tracer import pidfd, standing
 from tracer.clock import boottime
-from tracer.errors import SourceError, TracerError
+from tracer.errors import SourceError
 from tracer.kernel import btf, cgroupfs, loader, machine
 from tracer.kernel.cgroupfs import Mount
 from tracer.kernel.loader import Features
 from tracer.model import Identity, State
 from tracer.node import Tracer
 from tracer.settings import Settings
+from tracer.standing import Check, Outcome, failed, guarded, hierarchies, is_ok, pid_namespace
 
 if TYPE_CHECKING:
     from tracer.sources.kubelet import PodFetch
     from tracer.sources.state import SourceState
 
-Outcome = Literal["ok", "warn", "fail"]
 _SYNC_TIMEOUT = 10.0
-_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
 _PROGRAM = "import sys; sys.stdout.write('.'); sys.stdout.flush(); sys.stdin.read()"
 _LOST = ("lost_process", "lost_cgroup", "lost_slot", "missed", "repairs")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at: ``found`` says what was found, ``hint`` what to do, ``None`` for nothing.
-
-    ``warn`` is what podtracer does without, slower or later; ``fail`` what it cannot do without.
-    """
-
-    name: str
-    state: Outcome
-    found: str
-    hint: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The check with the keys ``name``, ``state``, ``found`` and ``hint``."""
-        return asdict(self)
-
-
-def failed(name: str, error: Exception, state: Outcome = "fail") -> Check:
-    """The check that an error amounts to."""
-    if isinstance(error, TracerError):
-        return Check(name, state, str(error), error.hint)
-    if isinstance(error, OSError):
-        return Check(name, state, f"{error.strerror or error} ({error.filename})" if error.filename else str(error))
-    return Check(name, state, f"internal error: {error!r}", "this is a bug; please report it")
-
-
-def guarded(name: str, checks: Callable[[], Check | Iterable[Check]]) -> Iterator[Check]:
-    """The checks that a function gives; what it raises is one more, of this name."""
-    try:
-        found = checks()
-        if isinstance(found, Check):
-            yield found
-        else:
-            yield from found
-    except Exception as error:
-        yield failed(name, error)
-
-
-def is_ok(checks: Iterable[Check]) -> bool:
-    """Whether nothing is missing that is needed."""
-    return all(check.state != "fail" for check in checks)
 
 
 # ---- the machine, without a tracer ----
@@ -126,28 +82,6 @@ def bcc(find: Callable[[], importlib.machinery.ModuleSpec | None] = _find_bcc) -
     except OSError:
         version = None
     return Check("bcc", "ok", f"{version[1] if version else 'of unknown version'}, in {folder}")
-
-
-def pid_namespace(inum: int, level: int | None = None) -> Check:
-    """Whether PIDs are the machine's own; ``level`` counts the namespaces above ours, where that is known."""
-    if level == 0 or (level is None and inum == _INITIAL_PID_NAMESPACE):
-        return Check("pid-namespace", "ok", "the initial one: PIDs are the machine's own")
-    where = "" if level is None else f", {level} below the initial one"
-    hint = "run in the host's PID namespace (hostPID: true) to know all processes by the machine's own PIDs"
-    found = f"PIDs are those of PID namespace {inum}{where}; processes outside of it are not known"
-    return Check("pid-namespace", "warn", found, hint)
-
-
-def hierarchies(mounts: Sequence[Mount]) -> Iterator[Check]:
-    """Each mounted cgroup hierarchy, and whether the paths below its mount can be believed."""
-    for mount in mounts:
-        name = f"cgroup {mount.name}"
-        if mount.trusted:
-            yield Check(name, "ok", f"{mount.path} is the root of the hierarchy")
-            continue
-        found = f"{mount.path} is not the root of the hierarchy, as in a private cgroup namespace: paths are not whole"
-        hint = "use the host's cgroup namespace, or mount its cgroup file system here and name it with --cgroupfs"
-        yield Check(name, "fail", found, hint)
 
 
 def _mounts_without_programs(settings: Settings) -> list[Mount]:
@@ -430,6 +364,7 @@ def examine(settings: Settings, *, daemon_socket: str | None = None) -> Iterator
         "capabilities",
         lambda: capabilities(Path("/proc/self/status").read_text(encoding="ascii", errors="replace")),
     )
+    yield from standing.first(settings)
     yield from guarded("bcc", bcc)
     if daemon_socket is not None:
         yield from guarded("daemon", lambda: daemon(daemon_socket))
@@ -442,7 +377,7 @@ def examine(settings: Settings, *, daemon_socket: str | None = None) -> Iterator
 
 
 def _live(settings: Settings) -> Iterator[Check]:
-    tracer = Tracer(settings, warn=_unheard, note=_unheard)
+    tracer = Tracer(settings, warn=_unheard, note=_unheard, anywhere=True)
     try:
         tracer.start()
     except Exception as error:
@@ -453,8 +388,8 @@ def _live(settings: Settings) -> Iterator[Check]:
     with closing(tracer):
         yield Check("programs", "ok", "compiled, loaded and attached")
         yield from guarded("tracepoints", lambda: ways(tracer.features, loader.forced()))
-        yield from guarded("pid-namespace", lambda: pid_namespace(tracer.header.ns_inum, tracer.header.ns_level))
-        yield from guarded("cgroups", lambda: hierarchies(tracer.mounts))
+        yield from guarded("pid-namespace", tracer.standing.seeing)
+        yield from guarded("cgroups", tracer.standing.naming)
         yield from guarded("hierarchy", lambda: _tracked(tracer))
         yield from guarded("source", lambda: _in_use(tracer))
         yield from guarded("self-test", lambda: self_test(tracer))
@@ -477,3 +412,11 @@ def _tracked(tracer: Tracer) -> Check:
 def _in_use(tracer: Tracer) -> Check:
     tracer.wait_synced(_SYNC_TIMEOUT)
     return in_use(tracer.sources, boottime())
+
+
+# Also what the daemon itself looks at, so that all checks are found here.
+__all__ = [
+    "Check", "Outcome", "bcc", "capabilities", "daemon", "examine", "failed", "guarded", "hierarchies", "in_use",
+    "is_ok", "kernel", "kubelet", "losses", "namespace_labels", "pid_namespace", "pods_api", "runtime", "self_test",
+    "tracked", "type_information", "ways",
+]  # fmt: skip

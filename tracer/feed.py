@@ -15,7 +15,7 @@ from tracer import pidfd
 from tracer.clock import boottime
 from tracer.errors import MissingError
 from tracer.identity.index import Index
-from tracer.kernel import cgroupfs, procfs
+from tracer.kernel import cgroupfs, procfs, viewpoint
 from tracer.kernel.cgroupfs import CgroupNames, Mount, Ownership
 from tracer.kernel.loader import Programs, ScanHeader
 from tracer.kernel.slots import Slot
@@ -69,6 +69,7 @@ class Feed:
         self.mounts = cgroupfs.find_mounts(
             cgroupfs_dir, procfs_dir, programs.controllers, self.header.hierarchies or None
         )
+        self._is_initial = cgroupfs.is_initial(procfs_dir)
         self._prefix = index.rules.prefix
         self.mount = first_choice(self.mounts, prefix=self._prefix)
         self.names = CgroupNames(self.mount)
@@ -307,12 +308,9 @@ class Feed:
     def slot_from_procfs(self, pid: int, fd: int) -> Slot | None:
         """What the process's slot should say, from ``/proc``; ``fd`` is its pidfd. ``None`` where it has ended or
         its cgroup cannot be told."""
-        path = procfs.cgroup_path(self._procfs, pid, self.mount.info.hierarchy)
-        if path is None or not self.mount.trusted:
-            return None
-        try:
-            cgroup = os.stat(self.mount.path.rstrip("/") + path).st_ino
-        except OSError:
+        path = self._whole_path(pid)
+        cgroup = self.names.find(path) if path is not None else None
+        if cgroup is None:
             return None
         if self.programs.features.pidfs:
             ino = pidfd.inode(fd)
@@ -320,6 +318,21 @@ class Feed:
             stat = procfs.stat(self._procfs, pid)
             ino = stat.start if stat else 0
         return Slot(ino, self.mount.info.hierarchy, cgroup) if ino and pidfd.alive(fd) else None
+
+    def _whole_path(self, pid: int) -> str | None:
+        """The process's cgroup in the tracked hierarchy, from its root, whatever cgroup namespace we are in."""
+        hierarchy, us = self.mount.info.hierarchy, os.getpid()
+        if self._is_initial:
+            return procfs.cgroup_path(self._procfs, pid, hierarchy)
+        # Where /proc shows us to be, before and after: nobody has moved us meanwhile.
+        before, slot = procfs.cgroup_path(self._procfs, us, hierarchy), self.programs.slots.read(us)
+        shown = procfs.cgroup_path(self._procfs, pid, hierarchy)
+        if shown is None or before is None or slot is None or slot.hierarchy != hierarchy:
+            return None
+        at = self.names.path(slot.cgroup)
+        if at is None or procfs.cgroup_path(self._procfs, us, hierarchy) != before:
+            return None
+        return viewpoint.whole(shown, before, at)
 
     # ---- which hierarchy ----
 

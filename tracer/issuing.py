@@ -19,8 +19,9 @@ _WORKLOADS = 2048  # kept with what they decide, those of the past included: mor
 _PROCESSES = 4096  # whose unix selectors are remembered
 _SAID = (State.RESOLVED, State.HOST)
 
-# A workload, so that its id() stays its own; what it decides; and if that is all, the IDs and until when they hold.
-_Known = tuple[Workload, Matches, tuple[str, ...] | None, float]
+# A workload, so that its id() stays its own; what it decides; and if that is all, the IDs and between which times of
+# the wall clock they hold: not before they were computed, since who sets the clock back makes entries hold again.
+_Known = tuple[Workload, Matches, tuple[str, ...] | None, float, float]
 
 
 class Issuing:
@@ -82,7 +83,7 @@ class Issuing:
 
     def _ids(self, key: ProcessKey, workload: Workload) -> tuple[str, ...] | None:
         known = self._state[1].get(id(workload))
-        if known is None or known[0] is not workload or known[3] <= self._clock():
+        if known is None or known[0] is not workload or not known[4] <= self._clock() < known[3]:
             known = self._decide(workload)
         if known[2] is not None:
             return known[2]
@@ -101,14 +102,14 @@ class Issuing:
         entries, computed = self._state
         known = computed.get(id(workload))
         now = self._clock()
-        if known is not None and known[0] is workload and now < known[3]:
+        if known is not None and known[0] is workload and known[4] <= now < known[3]:
             return known
         matches = entries.match(workload.selectors)
         if matches.asks_unix:
-            known = (workload, matches, None, math.inf)
+            known = (workload, matches, None, math.inf, -math.inf)
         else:
             ends = [entry.expires_at for entry in matches.sure if entry.expires_at and not entry.expired(now)]
-            known = (workload, matches, matches.spiffe_ids(None, now), min(ends, default=math.inf))
+            known = (workload, matches, matches.spiffe_ids(None, now), min(ends, default=math.inf), now)
         if len(computed) >= _WORKLOADS:
             computed.clear()
         computed[id(workload)] = known

@@ -229,13 +229,17 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What the records tell of a process beside its cgroup. ``since`` is when ``source`` happened."""
+    """What the records tell of a process beside its cgroup. ``since`` is when ``source`` happened.
+
+    ``start`` is in boot time nanoseconds. Where a client made it from a text, ``start_ns`` has what the daemon said.
+    """
 
     ppid: int
     comm: str
     start: int
     source: Source
     since: int
+    start_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +296,7 @@ class Identity(NamedTuple):
             "pid": self.key.pid or None,
             "asked": self.asked or None,
             "start_time": clock.rfc3339(p.start) if p and p.start else None,
+            "start_ns": (p.start_ns or p.start or None) if p else None,
             "ppid": p.ppid if p else None,
             "comm": p.comm if p else None,
             "state": w.state.value,

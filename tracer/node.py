@@ -32,6 +32,7 @@ from tracer.model import Event, Identity, State
 from tracer.podsources import PodSources
 from tracer.settings import Settings
 from tracer.spire_view import ViewWatch
+from tracer.standing import Check, Standing, first, require
 from tracer.watching import Watch
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ FIXED = ("procfs", "cgroupfs", "cgroup_prefix", "mode")
 """Settings that stay what they were when the tracer was started."""
 _ALIVE = 30.0  # seconds
 _SERVED = 8192  # events that are kept for a watch that is served, beside its snapshot
+_LOOK_AROUND = 5.0  # seconds between two looks at where we stand: some files to look at
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _log = logging.getLogger("podtracer")
 
@@ -50,8 +52,9 @@ class Tracer(About):
 
     ``warn`` gets sentences for a person (an absent kubelet, say), ``note`` those that are no warnings (which kubelet is
     asked, where none was named); the default logs them. ``load`` loads the programs, other than usual for whoever
-    measures them. Raises ``PermissionMissing`` and ``MissingError`` where this machine or user cannot trace, from
-    ``start`` or on entering the context.
+    measures them. Raises ``PermissionMissing`` and ``MissingError`` where this machine or user cannot trace, or stands
+    where answers would be wrong, from ``start`` or on entering the context; with ``whole`` also where they would be
+    ``unknown``, since cgroups cannot be named. ``anywhere`` starts wherever it is, to be asked what is missing.
 
     Look-ups may come from any thread.
     """
@@ -63,11 +66,18 @@ class Tracer(About):
         warn: Callable[[str], None] | None = None,
         note: Callable[[str], None] | None = None,
         load: Callable[[], Programs] = Programs,
+        whole: bool = False,
+        anywhere: bool = False,
     ) -> None:
         self.settings = settings or Settings()
         self._warn = warn or _log.warning
         self._note = note or _log.info
         self._load = load
+        self._whole = whole
+        self._anywhere = anywhere
+        self._standing: Standing | None = None
+        self._looked = 0.0
+        self.missing: tuple[Check, ...] = ()
         self._index = Index(_rules(self.settings))
         self._watches: list[Watch] = []
         self._listeners: list[Callable[[], None]] = []
@@ -106,6 +116,8 @@ class Tracer(About):
         try:
             self._entries.use(self.settings)
             machine.check()
+            if not self._anywhere:
+                require(first(self.settings))
             # One after the other: the compiler alone comes close to filling a memory limit of 64 MB.
             programs = self._load()
             self._sources.start()
@@ -129,6 +141,12 @@ class Tracer(About):
             raise
         with self._lock:
             self._feed.start()
+            self._standing = Standing(self._feed, self.settings)
+            if not self._anywhere:
+                require([self._standing.seeing()])
+                if self._whole:
+                    require(self._standing.naming())
+                self._look_around()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="podtracer-feed", daemon=True)
         self._thread.start()
@@ -187,6 +205,13 @@ class Tracer(About):
     def is_alive(self) -> bool:
         """Whether the thread that keeps up with the kernel runs, and had its turn in the last half minute."""
         return self._thread is not None and self._thread.is_alive() and time.monotonic() - self._turned < _ALIVE
+
+    @property
+    def standing(self) -> Standing:
+        """What is missing where we stand, looked at anew; what was found last is ``missing``."""
+        if self._standing is None:
+            raise RuntimeError("the tracer is not running: use it as a context manager, or call start()")
+        return self._standing
 
     @property
     def _live(self) -> Feed:
@@ -352,12 +377,27 @@ class Tracer(About):
                     with feed.lock:
                         feed.drain()
                         soon = feed.care(boottime())
+                        if time.monotonic() - self._looked > _LOOK_AROUND and not self._anywhere:
+                            self._look_around()
                     self._sources.pass_wants()
                     timeout = _DRAIN if soon is None else min(_DRAIN, soon / 1e9)
                 except Exception:
                     # The only thread that keeps the table: it outlives what nobody thought of.
                     _log.exception("keeping up with the kernel failed")
                     timeout = _DRAIN
+
+    def _look_around(self) -> None:
+        """Tells once what fails where we stand: answers are ``unknown`` then, or of a part of the machine. With the
+        lock held."""
+        self._looked = time.monotonic()
+        before, self.missing = self.missing, self.standing.missing()
+        new = [check for check in self.missing if check not in before]
+        if new:
+            others = f"; and {len(new) - 1} more, see podtracer doctor" if len(new) > 1 else ""
+            self._warn(f"{new[0].found}{others} (hint: {new[0].hint})")
+        if self.missing != before:
+            for listener in self._listeners:
+                listener()
 
     def _publish(self, events: list[Event]) -> None:
         if events and self._watches:

@@ -83,6 +83,7 @@ def lookup_fields(
     *,
     pidfd_ino: int | None,
     start_time: str | None,
+    start_ns: int | None = None,
     mode: str | None,
     wait: float,
     settled_wait: float,
@@ -93,6 +94,7 @@ def lookup_fields(
     return {
         "pidfd_ino": pidfd_ino,
         "start_time": start_time,
+        "start_ns": start_ns,
         "mode": mode,
         "wait_ms": round(wait * 1000) or None,
         "settled_wait_ms": round(settled_wait * 1000) or None,
@@ -118,7 +120,7 @@ def _identity(said: Mapping[str, Any], clock: Clock) -> Identity:
     if said["source"] is not None:
         process = Process(
             said["ppid"], said["comm"], _start(said["start_time"], clock), Source(said["source"]),
-            clock.now - round(said["age_ms"] * 1e6),
+            clock.now - round(said["age_ms"] * 1e6), said.get("start_ns"),
         )  # fmt: skip
     selectors = tuple(said["selectors"])
     labels = said.get("labels")

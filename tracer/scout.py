@@ -176,9 +176,12 @@ class Scout:
         not tracked, where that is evidence or may be."""
         for hierarchy, path in paths.items():
             mount = self._others.get(hierarchy)
-            match = _match(path, self._prefix)
+            relative = path.startswith("/..")  # in a private cgroup namespace: by its name alone
+            match = _match(path, None if relative else self._prefix)
             if mount is None or match is None or match.depth is None:
                 continue
+            if relative:
+                return True
             home = "/".join(path.split("/")[: match.depth + 2])
             if guards_path(mount, home, self._prefix) is not False:
                 return True

@@ -21,16 +21,18 @@ class Readiness:
     bpf: bool = False
     scan: bool = False
     pods: bool = False
+    missing: tuple[str, ...] = ()
     began: float = field(default_factory=time.monotonic)
 
     def checks(self) -> dict[str, bool]:
-        """By name, whether it is."""
-        return {"bpf": self.bpf, "scan": self.scan, "pods": self.pods}
+        """By name, whether it is. All processes were scanned only where all of them, and their cgroups, can be seen:
+        ``missing`` says in sentences what cannot be."""
+        return {"bpf": self.bpf, "scan": self.scan and not self.missing, "pods": self.pods}
 
     @property
     def is_ready(self) -> bool:
         """Whether all of it is."""
-        return self.bpf and self.scan and self.pods
+        return all(self.checks().values())
 
 
 def status(tracer: Tracer, readiness: Readiness) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def status(tracer: Tracer, readiness: Readiness) -> dict[str, Any]:
         "version": __version__,
         "uptime_s": round(time.monotonic() - readiness.began, 3),
         "ready": readiness.checks(),
+        "missing": list(readiness.missing),
         "mode": settings.mode,
         "namespace_labels": settings.enable_namespace_labels,
         "disable_container_selectors": settings.disable_container_selectors,

@@ -111,7 +111,9 @@ class Lab:
 
     def cgroup_event(self, kind: CgroupEventKind, cgroup: int, parent: int = TOP, name: str = "") -> None:
         """Tells the index of a cgroup."""
-        self.index.cgroups.apply(CgroupEvent(kind, HIERARCHY, self.now, cgroup, parent, 1, name.encode()))
+        self.index.cgroups.apply(
+            CgroupEvent(kind, HIERARCHY, self.now, cgroup, parent, 1, name.encode("utf-8", "surrogatepass"))
+        )
 
     def rename(self, path: str, name: str) -> None:
         """Renames a cgroup, and tells of it."""

@@ -75,6 +75,16 @@ def test_who_has_ended_is_answered_by_what_was_seen() -> None:
     assert world.issuing.identity(identity(2, HOST)).spiffe_ids is None
 
 
+def test_an_entry_holds_again_once_the_clock_was_set_back() -> None:
+    """A clock that runs ahead ends an entry; set right again, the entry holds as long as it says."""
+    world = World(SHOP, entry("/brief", "k8s:ns:shop", expires_at=1010))
+    both = (f"{DOMAIN}/brief", f"{DOMAIN}/shop")
+    workload = identity(1)
+    for now, ids in ((1000.0, both), (5000.0, both[1:]), (1001.0, both), (1010.0, both[1:]), (900.0, both)):
+        world.now = now
+        assert world.issuing.identity(workload).spiffe_ids == ids
+
+
 def test_an_entry_ends_while_we_watch() -> None:
     """An ID is gone from the second on in which its entry expires, though nothing else has changed."""
     world = World(SHOP, entry("/brief", "k8s:ns:shop", expires_at=1010))

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -586,6 +587,56 @@ def test_another_process_of_the_same_number_is_gone(served: Served) -> None:
     assert peer.answer(id=2, op="lookup", pid=OTHER, pidfd_ino=7)["result"]["state"] == "gone"
     assert peer.answer(id=3, op="lookup", pid=OTHER, start_time=right["start_time"])["result"]["state"] == "resolved"
     assert peer.answer(id=4, op="lookup", pid=OTHER, start_time="2020-01-01T00:00:00Z")["result"]["state"] == "gone"
+
+
+@pytest.mark.parametrize("seconds", [1.0, -1.0, 7200.0])
+def test_who_lives_is_not_gone_because_the_clock_was_set(
+    served: Served, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """A start that was told before the wall clock was set still means the same process, and so does the one told
+    after it; the start in boot time stays the same number."""
+    peer = served.peer()
+    before = peer.answer(id=1, op="lookup", pid=OTHER)["result"]
+    real = time.time
+    monkeypatch.setattr(clock.time, "time", lambda: real() + seconds)
+    after = peer.answer(id=2, op="lookup", pid=OTHER)["result"]
+    assert before["start_time"] != after["start_time"]
+    assert before["start_ns"] == after["start_ns"]
+    for text in (before["start_time"], after["start_time"]):
+        assert peer.answer(id=3, op="lookup", pid=OTHER, start_time=text)["result"]["state"] == "resolved"
+
+
+def test_a_start_in_boot_time_says_which_process_is_meant(served: Served) -> None:
+    """The very number is the process, and so is its tick where one of the two comes from /proc; others are gone."""
+    peer = served.peer()
+    start = peer.answer(id=1, op="lookup", pid=OTHER)["result"]["start_ns"]
+    tick = 10_000_000
+    for number in (start, start // tick * tick):
+        assert peer.answer(id=2, op="lookup", pid=OTHER, start_ns=number)["result"]["state"] == "resolved"
+    for number in (0, -1, start - tick, start + tick, start // tick * tick + tick):
+        assert peer.answer(id=3, op="lookup", pid=OTHER, start_ns=number)["result"]["state"] == "gone"
+
+
+def test_a_client_says_back_what_it_was_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client shows of a process is the daemon's own word, to the nanosecond, and means the same process in a
+    later question, whatever happens to the clock meanwhile."""
+    told = served.peer().answer(id=1, op="lookup", pid=OTHER)["result"]
+    with Client(served.path) as client:
+        shown = client.lookup(OTHER).to_dict(clock.read())
+        assert (shown["start_ns"], shown["start_time"]) == (told["start_ns"], told["start_time"])
+        real = time.time
+        monkeypatch.setattr(clock.time, "time", lambda: real() + 60)
+        for which in ({"start_ns": shown["start_ns"]}, {"start_time": shown["start_time"]}):
+            assert client.lookup(OTHER, **which).state == "resolved"
+        assert client.lookup(OTHER, start_ns=shown["start_ns"] + 10**9).state == "gone"
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2020-01-01T00:00:00", "2020-13-01T00:00:00Z", "12:00Z"])
+def test_what_is_no_time_is_a_bad_request(served: Served, text: str) -> None:
+    """A start_time that is no RFC 3339 time is told as such, rather than that the process were gone."""
+    said = served.peer().answer(id=1, op="lookup", pid=OTHER, start_time=text)
+    assert (said["ok"], said["error"]["code"]) == (False, "bad_request")
+    assert "start_time" in said["error"]["message"]
 
 
 def _with_fds(peer: Peer, data: bytes, *fds: int) -> None:

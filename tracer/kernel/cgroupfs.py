@@ -3,6 +3,9 @@
 ``open_by_handle_at`` opens a cgroup by its id (file handle type 0xfe, FILEID_KERNFS, kernel commit 33c5ac9175195),
 without walking the tree. On a mount of a private cgroup namespace it opens cgroups outside of it as well, whose path
 then reads "/" without an error: a mount is trusted only when its root directory is the hierarchy's own root.
+
+By a path a cgroup is found with openat2(2), which never leaves the mount: what lies on another one, mounted over a
+cgroup or the whole tree, has inodes too, which are no cgroup's ids.
 """
 
 from __future__ import annotations
@@ -30,12 +33,20 @@ _PREFERENCE = ("pids", "memory", "cpu")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+_libc.syscall.restype = ctypes.c_long
+_OPENAT2 = 437  # on every architecture
+_RESOLVE = 0x01 | 0x04 | 0x08  # RESOLVE_NO_XDEV, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH
 
 
 class _Handle(ctypes.Structure):
     _layout_ = "ms"  # what _pack_ means; from Python 3.14 on it has to be said
     _pack_ = 4
     _fields_ = (("size", ctypes.c_uint32), ("type", ctypes.c_int32), ("id", ctypes.c_uint64))
+
+
+class _How(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,17 @@ def parse_mountinfo(text: str, below: str) -> Iterator[tuple[str, str, tuple[str
         yield point, _unescape(fields[3]), options
 
 
+def is_initial(procfs: str) -> bool:
+    """Whether we are in the initial cgroup namespace, in which ``/proc`` shows whole paths."""
+    return os.stat(os.path.join(procfs, "self/ns/cgroup")).st_ino == _INITIAL_CGROUP_NAMESPACE
+
+
+def _visible(text: str) -> dict[str, str]:
+    """The line of mountinfo of what is seen at each mount point: of several the one that was mounted last."""
+    lines = (line for line in text.splitlines() if line.count(" ") > 5)
+    return {_unescape(line.split(" ")[4]): line for line in lines}
+
+
 def find_mounts(
     cgroupfs: str,
     procfs: str,
@@ -94,8 +116,9 @@ def find_mounts(
             f"procfs cannot be read: {error.strerror}", procfs, "name its place with --procfs"
         ) from error
     told = {info.subsys: info for info in hierarchies or _from_procfs(procfs, controllers)}
-    initial = os.stat(os.path.join(procfs, "self/ns/cgroup")).st_ino == _INITIAL_CGROUP_NAMESPACE
+    initial = is_initial(procfs)
     found: dict[int, Mount] = {}
+    visible = _visible(text)
     for point, root, options in parse_mountinfo(text, cgroupfs):
         if options == ("v2",):
             names: tuple[str, ...] = ()
@@ -109,9 +132,14 @@ def find_mounts(
         if info is None or (subsys != wire.V2 and info.hierarchy == 0):
             continue
         try:
-            inode = os.stat(point).st_ino
+            seen = os.stat(point)
         except OSError:
             continue
+        shown = visible[point]
+        device = f"{os.major(seen.st_dev)}:{os.minor(seen.st_dev)}"
+        if device != shown.split(" ")[2] or (point, root, options) not in parse_mountinfo(shown, point):
+            continue  # another mount lies over it, or over what it is in: its inodes are no ids of this hierarchy
+        inode = seen.st_ino
         trusted = inode == info.root if info.root else initial and root == "/"
         mount = Mount(point, names, HierarchyInfo(info.subsys, info.hierarchy, info.root or inode), trusted)
         if info.hierarchy not in found or (trusted and not found[info.hierarchy].trusted):
@@ -200,6 +228,31 @@ class CgroupNames:
         except OSError:
             return None  # removed or renamed meanwhile
         return links if links[-1][0] == cgroup else None
+
+    def find(self, path: str) -> int | None:
+        """The id of the cgroup with this path from the root, as ``/proc`` has it; ``None`` where there is none, where
+        another mount lies on the way, and on a mount whose paths are not to be trusted."""
+        if not self.mount.trusted:
+            return None
+        how = _How(_O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE)
+        name = os.fsencode(path.strip("/") or ".")
+        fd = _libc.syscall(_OPENAT2, self._fd, name, ctypes.addressof(how), ctypes.sizeof(how))
+        if fd < 0:
+            return None
+        try:
+            return os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
+
+    def path(self, cgroup: int) -> str | None:
+        """The path of a cgroup from the root, as ``/proc`` has it; ``None`` where it cannot be told."""
+        if cgroup == self.mount.info.root:
+            return "/" if self.mount.trusted else None
+        opened, base = self._path(cgroup), self.mount.path.rstrip("/")
+        if opened is None or not opened.startswith(base + "/"):
+            return None
+        path = opened[len(base) :]
+        return path if self.find(path) == cgroup else None
 
     def close(self) -> None:
         """Closes the mount."""

@@ -17,14 +17,14 @@ _NEEDED = {
     2: ("CAP_DAC_READ_SEARCH", "opens cgroups by their id"),
 }
 _ADMIN_IS_ENOUGH = {39, 38}
+SYS_PTRACE = 19
 LEAST_KERNEL = (5, 8)
 LEAST_FILES = 64
 
 
 def check_capabilities(status: str) -> None:
     """Raises ``PermissionMissing`` naming each capability that ``/proc/self/status`` (its text) does not have."""
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.M)
-    held = int(match[1], 16) if match else 0
+    held = _held(status)
     admin = held >> _SYS_ADMIN & 1
     short = [
         f"{name} ({use})"
@@ -33,6 +33,16 @@ def check_capabilities(status: str) -> None:
     ]
     if short:
         raise PermissionMissing("not allowed to trace", f"missing: {', '.join(short)}", "run it as root")
+
+
+def holds(status: str, capability: int) -> bool:
+    """Whether ``/proc/self/status`` (its text) has the capability of this number."""
+    return bool(_held(status) >> capability & 1)
+
+
+def _held(status: str) -> int:
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.M)
+    return int(match[1], 16) if match else 0
 
 
 def check_kernel(release: str) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from tracer.model import Clock, Event, Identity, Process, Workload
 
 _MOST = 8192  # parts of each kind that are kept
-_NOBODY = b'"start_time":null,"ppid":null,"comm":null,"source":null,'
+_NOBODY = b'"start_time":null,"start_ns":null,"ppid":null,"comm":null,"source":null,'
 _encode = msgspec.json.Encoder().encode
 
 
@@ -79,6 +79,7 @@ class Answers:
             return known[1]
         text = encode({
             "start_time": now.rfc3339(process.start) if process.start else None,
+            "start_ns": process.start_ns or process.start or None,
             "ppid": process.ppid,
             "comm": process.comm,
             "source": process.source.value,

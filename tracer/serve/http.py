@@ -15,7 +15,8 @@ from tracer.serve.metrics import Exposition
 
 _TIMEOUT = 5.0  # seconds for a request to come in, and for its answer to be taken
 _MOST = 16  # requests at once
-Checks = Callable[[], Mapping[str, bool]]
+# By name, whether it is well; a text says what is missing.
+Checks = Callable[[], Mapping[str, bool | str]]
 
 
 def address(text: str) -> tuple[str, int]:
@@ -84,9 +85,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
-    def _health(self, name: str, checks: Mapping[str, bool], verbose: bool) -> None:
-        is_ok = all(checks.values())
-        lines = [f"[{'+' if good else '-'}]{check} {'ok' if good else 'not yet'}" for check, good in checks.items()]
+    def _health(self, name: str, checks: Mapping[str, bool | str], verbose: bool) -> None:
+        is_ok = all(good is True for good in checks.values())
+        lines = [f"[{'+' if good is True else '-'}]{check} {_word(good)}" for check, good in checks.items()]
         last = f"{name} check {'passed' if is_ok else 'failed'}"
         text = "\n".join([*lines, last]) + "\n" if verbose or not is_ok else "ok"
         self._answer(HTTPStatus.OK if is_ok else HTTPStatus.SERVICE_UNAVAILABLE, text.encode())
@@ -102,6 +103,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         """Requests are not logged: probes come every few seconds."""
+
+
+def _word(good: bool | str) -> str:
+    return good if isinstance(good, str) else "ok" if good else "not yet"
 
 
 class HttpServer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
@@ -24,8 +25,17 @@ _MOST_OWN_WAITS = 16  # of one that may ask about itself only
 _MOST_STREAMS = 8  # of one connection
 _SLICE = 32  # identities made before others have their turn
 _MAX_PID = 2**31 - 1
+_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _log = logging.getLogger("podtracer.socket")
 _TOOK = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1)  # seconds
+
+
+def _is_start(ours: int, theirs: int) -> bool:
+    """Whether two starts are the same, in boot time nanoseconds; one of them may come from ``/proc``, which knows the
+    tick alone."""
+    if ours == theirs:
+        return True
+    return ours // _TICK == theirs // _TICK and 0 in (ours % _TICK, theirs % _TICK)
 
 
 class Operations:
@@ -222,10 +232,16 @@ class Operations:
         identity = self._desk.lookup(pid, **self._how(request))
         if request.pidfd_ino is not None and identity.key.ino != request.pidfd_ino:
             return gone(pid)
-        if request.start_time is not None:
-            process, now = identity.process, clock.read()
-            if process is None or not process.start or now.rfc3339(process.start) != request.start_time:
-                return gone(pid)
+        if request.start_time is None and request.start_ns is None:
+            return identity
+        process = identity.process
+        if process is None or not process.start:
+            return gone(pid)
+        if request.start_ns is not None and not _is_start(process.start, request.start_ns):
+            return gone(pid)
+        # Whatever the wall clock said when the text was made: a process is not gone because the clock was set.
+        if request.start_time is not None and not clock.said(request.start_time, process.start):
+            return gone(pid)
         return identity
 
     def _about(self, connection: Connection, pid: int, request: Request) -> Identity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -52,6 +53,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     container_id: str | None = None
     pod_uid: str | None = None
     start_time: str | None = None
+    start_ns: int | None = None
     pidfd_ino: int | None = None
     mode: Literal["strict", "parity"] | None = None
     wait_ms: float = 0.0
@@ -113,9 +115,18 @@ def _problem(request: Request) -> str | None:
         value = getattr(request, key)
         if not 0 <= value <= _MOST_WAIT:
             return f"{key} is not between 0 and {_MOST_WAIT:.0f}"
+    if request.start_time is not None and not _is_time(request.start_time):
+        return f"start_time {request.start_time[:64]!r} is no RFC 3339 time (say it as an identity does)"
     if request.op == "explain" and request.pid is None:
         return "explain wants a pid"
     return None
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def internal(error: Exception, id_: Id) -> Refused:
