@@ -49,6 +49,8 @@ class Connection:
         self._ready = ready
         self.is_trusted = False
         self.trusted_by: object = None  # what that hangs on
+        # Whether its peer's own files agree, and where the index had the peer when they were read.
+        self.stands: tuple[object, bool] | None = None
         self.lines: deque[Line] = deque()
         self.out = bytearray()
         self.jobs: deque[Iterator[bytes]] = deque()
@@ -57,6 +59,7 @@ class Connection:
         self.is_over = False  # nothing more is read from it
         self.is_closed = False
         self.is_last = False  # closed once all was written
+        self._is_broken_off = False
         self.events = 0  # that epoll looks for
         self.stalled_since: float | None = None  # when it took something last, while something waits for it
         self._part = bytearray()
@@ -119,6 +122,8 @@ class Connection:
 
     def say(self, data: bytes) -> None:
         """Queues a whole line, behind those that are being made."""
+        if self._is_broken_off:
+            return
         if self.jobs:
             self.jobs.append(iter((data,)))
         else:
@@ -130,15 +135,21 @@ class Connection:
         self.jobs.append(job)
         self._ready[self] = None
 
+    def break_off(self) -> None:
+        """Nothing more is made: it is closed once what is made already was written."""
+        self.jobs.clear()
+        self.is_last = self._is_broken_off = True
+
     def work(self) -> None:
         """Makes the next piece of what is being made."""
         if not self.jobs or self.is_full:
             return
-        piece = next(self.jobs[0], None)
-        if piece is None:
-            self.jobs.popleft()
-        else:
+        job = self.jobs[0]
+        piece = next(job, None)
+        if piece is not None:
             self.out += piece
+        elif self.jobs and self.jobs[0] is job:  # else it was broken off
+            self.jobs.popleft()
 
     def flush(self) -> None:
         """Writes what the peer takes; raises ``OSError`` where the connection broke."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from tracer import clock
+from tracer import clock, pidfd
 from tracer.histogram import Histogram
 from tracer.identity.index import gone
 from tracer.model import Clock, Identity, State
@@ -16,6 +17,7 @@ from tracer.serve.answers import Answers, encode, line
 from tracer.serve.connection import Connection, Line
 from tracer.serve.desk import Desk
 from tracer.serve.requests import Refused, Request, internal, refusal
+from tracer.serve.standing import is_of_host, is_of_own_container
 from tracer.serve.waits import Wait, Waits
 from tracer.version import __version__
 
@@ -28,12 +30,27 @@ _log = logging.getLogger("podtracer.socket")
 _TOOK = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1)  # seconds
 
 
+class _Question(NamedTuple):
+    """What answers a request, what its answer hangs on, and what is to be done once it is answered or given up."""
+
+    ask: Callable[[], Sequence[Identity]]
+    mark: Callable[[], object]
+    end: Callable[[], None] | None = None
+
+
 class Operations:
-    """``wake`` has the server's loop run again, from any thread; ``status`` says how the daemon fares. Counts what it
-    answers in ``lookups``, by state, and how long that took in ``took``."""
+    """``wake`` has the server's loop run again, from any thread; ``status`` says how the daemon fares; ``procfs`` is
+    where the files of peers are read. Counts what it answers in ``lookups``, by state, and how long that took in
+    ``took``."""
 
     def __init__(
-        self, desk: Desk, access: Access, *, status: Callable[[], dict[str, Any]], wake: Callable[[], None]
+        self,
+        desk: Desk,
+        access: Access,
+        *,
+        status: Callable[[], dict[str, Any]],
+        wake: Callable[[], None],
+        procfs: str = "/proc",
     ) -> None:
         self.access = access
         self.waits = Waits()
@@ -42,6 +59,7 @@ class Operations:
         self._desk = desk
         self._wake = wake
         self._status_of = status
+        self._procfs = procfs
         self._answers = Answers()
         self.took = Histogram(_TOOK)
         self._do: dict[str, Callable[[Connection, Request, Line], None]] = {
@@ -75,12 +93,36 @@ class Operations:
     def trusts(self, connection: Connection) -> bool:
         """Whether the peer may ask about others; looked at anew only where something of it has changed."""
         peer = connection.peer
-        mark = (self.access, self._desk.mark(peer.pid)) if self._desk.pidfs and peer.nonce is None else None
-        if mark is not None and mark[1] is not None and mark == connection.trusted_by:
+        place = self._desk.mark(peer.pid) if peer.nonce is None else None
+        mark = (self.access, place) if self._desk.pidfs else None
+        if mark is not None and place is not None and mark == connection.trusted_by:
             return connection.is_trusted
-        trusted = self.access.may_ask_about_others(self.peer(connection), peer.uid, peer.gids)
+        trusted = self._may_ask_about_others(connection, self.peer(connection), place)
         connection.is_trusted, connection.trusted_by = trusted, mark
         return trusted
+
+    def _may_ask_about_others(self, connection: Connection, identity: Identity, place: object) -> bool:
+        peer = connection.peer
+        may = self.access.may_ask_about_others(identity, peer.uid, peer.gids)
+        if may and identity.state is State.RESOLVED:
+            return True  # a pod that was named, in whichever namespaces
+        if not peer.counts_alike or identity.state is State.GONE:
+            return False
+        if not may and (peer.uid != os.geteuid() or identity.workload.container_id is None):
+            return False
+        # The peer's files are read once for each place where it is: for most peers, once.
+        if connection.stands is None or place is None or connection.stands[0] != (may, place):
+            if may:
+                agrees = is_of_host(peer, self._procfs)
+            else:
+                own = self._desk.lookup(os.getpid(), mode="strict")
+                agrees = is_of_own_container(peer, identity, own, self._procfs)
+            connection.stands = (may, place), agrees
+        return connection.stands[1]
+
+    def _why_not(self, connection: Connection, identity: Identity) -> tuple[str, str]:
+        peer = connection.peer
+        return why_not(identity, would_be=self.access.may_ask_about_others(identity, peer.uid, peer.gids))
 
     def _authorise(self, connection: Connection, request: Request, *, about: int | None = None) -> None:
         """Lets pass who may ask about others, and who asks about itself, by the number of a thread perhaps."""
@@ -88,25 +130,80 @@ class Operations:
             return
         peer = self.peer(connection)
         asks = about is not None and about <= _MAX_PID and peer.state is not State.GONE
-        if asks and (about == peer.key.pid or self._desk.lookup(about or 0).key == peer.key):
+        if asks and (about == peer.key.pid or self._desk.lookup(about or 0, mode="strict").key == peer.key):
             return
         self.refused += 1
-        message, hint = why_not(peer)
+        message, hint = self._why_not(connection, peer)
         raise Refused("permission_denied", message, hint, id_=request.id)
+
+    def _check_numbers(self, connection: Connection, request: Request) -> None:
+        """A number of another PID namespace than ours is another process's here, a stranger's perhaps."""
+        if connection.peer.counts_alike:
+            return
+        pid = request.pid if request.pid is not None else next(iter(request.pids or ()), None)
+        if pid is None or self.peer(connection).state is State.GONE:
+            return
+        self.refused += 1
+        message = f"PID {pid} is a number of another PID namespace: send a pidfd"
+        hint = "send a pidfd of each process beside its request, or ask about yourself without a number"
+        raise Refused("bad_request", message, hint, id_=request.id, wants_pidfd=True)
+
+    def _check_descriptors(self, request: Request, sent: Line) -> None:
+        """One descriptor stands for a PID, and for one only; raises where the request names another one, or several
+        came."""
+        if not sent.fds and not sent.is_stripped:
+            return
+        named = [key for key in ("pid", "pids", "container_id") if getattr(request, key) is not None]
+        if request.itself:
+            named.append("itself")
+        if named:
+            raise Refused("bad_request", f"{named[0]} and a descriptor are both given", id_=request.id)
+        if len(sent.fds) > 1:
+            raise Refused("bad_request", f"{len(sent.fds)} descriptors came", "send one a request", id_=request.id)
+
+    def _number_of(self, connection: Connection, request: Request, sent: Line) -> int:
+        """Our number for the process behind the pidfd that came, 0 where it has none; of a peer that may ask about
+        others."""
+        self._authorise(connection, request)
+        if sent.is_stripped:
+            # Never to be taken for a question about the peer itself.
+            what = "the descriptor was not taken: who sent it was not known to be allowed to"
+            raise Refused("not_ready", what, "send it again", id_=request.id)
+        try:
+            found = pidfd.numbers(sent.fds[0])
+        except OSError as error:
+            what = f"the descriptor cannot be looked at: {error.strerror}"
+            raise Refused("not_ready", what, "send it again", id_=request.id) from error
+        if found is None:
+            raise Refused("bad_request", "the descriptor is no pidfd", "send what pidfd_open gives", id_=request.id)
+        return max(0, found[0])
 
     # ---- lookup ----
 
     def _lookup(self, connection: Connection, request: Request, sent: Line) -> None:
         if request.pid is not None and not (request.wait_ms or request.settled_wait_ms):
-            self._lookup_now(connection, request)
+            self._lookup_now(connection, request, sent)
             return
         self._check_inode(request)
-        ask, mark = self._question(connection, request, sent)
+        self._check_descriptors(request, sent)
+        self._check_numbers(connection, request)
+        question = self._question(connection, request, sent)
+        try:
+            if self._is_waiting(connection, request, question):
+                question = question._replace(end=None)  # by the wait, when it ends
+        finally:
+            if question.end is not None:
+                question.end()
+
+    def _is_waiting(self, connection: Connection, request: Request, question: _Question) -> bool:
+        """Answers now, or has the answer wait; whether it waits, or did and is answered already."""
+        ask, mark, end = question
         pending, settled = request.wait_ms / 1000, request.settled_wait_ms / 1000
         is_list = request.pids is not None
         if not pending and not settled and is_list:
-            connection.make(self._pieces(request, (self._one(pid, request) for pid in request.pids or ())))
-            return
+            found = (self._one(connection, pid, request) for pid in request.pids or ())
+            connection.make(self._pieces(connection, request, found))
+            return False
 
         wanted = request.container_id
 
@@ -119,7 +216,7 @@ class Operations:
             began = time.perf_counter()
             done(ask())
             self.took.observe(time.perf_counter() - began)
-            return
+            return False
         key = (connection, request.id)
         if key in self.waits:
             raise Refused("bad_request", "a request with this id waits already", "count them", id_=request.id)
@@ -128,13 +225,18 @@ class Operations:
             raise Refused("too_large", f"more than {most} requests wait", "cancel some", id_=request.id)
 
         def failed(error: Exception) -> None:
+            if isinstance(error, Refused):  # who asked may not any more
+                connection.say(refusal(error))
+                return
             _log.error("a request failed", exc_info=error)
-            connection.say(refusal(internal(error, request.id)))
+            connection.say(refusal(internal(error, request.id, is_trusted=connection.is_trusted)))
 
         def ended() -> None:
             connection.waits -= 1
             if wanted is not None:
                 self._desk.unwant(wanted)
+            if end is not None:
+                end()
 
         connection.waits += 1
         if wanted is not None:
@@ -143,12 +245,15 @@ class Operations:
         wait = Wait(ask, mark, done, failed, ended, pending=pending, settled=settled, now=now)
         if not wait.is_answered(now):
             self.waits.add(key, wait)
+        return True
 
-    def _lookup_now(self, connection: Connection, request: Request) -> None:
+    def _lookup_now(self, connection: Connection, request: Request, sent: Line) -> None:
         """What is asked most: one process, by its number, as it is now."""
         assert request.pid is not None
         began = time.perf_counter()
         self._check_inode(request)
+        self._check_descriptors(request, sent)
+        self._check_numbers(connection, request)
         self._authorise(connection, request, about=request.pid)
         said = self._said(self._about(connection, request.pid, request), request, clock.read())
         connection.say(self._result(request, said))
@@ -159,52 +264,62 @@ class Operations:
             hint = "send start_time"
             raise Refused("bad_request", "this kernel has no inodes of pidfds", hint, id_=request.id)
 
-    def _question(
-        self, connection: Connection, request: Request, sent: Line
-    ) -> tuple[Callable[[], Sequence[Identity]], Callable[[], object]]:
-        """(what answers the request, what its answer hangs on); authorised."""
-        desk, how = self._desk, self._how(request)
-        peer = connection.peer
+    def _question(self, connection: Connection, request: Request, sent: Line) -> _Question:
+        """What answers the request; authorised. What is about others is authorised again whenever it is answered, since
+        who asks may have become a pod while it waited."""
+        desk = self._desk
         if request.pid is not None:
             pid = request.pid
             self._authorise(connection, request, about=pid)
-            return lambda: (self._about(connection, pid, request),), self._mark_of(pid, request)
+            return _Question(lambda: (self._about(connection, pid, request),), self._mark_of(pid, request))
         if request.pids is not None:
-            self._authorise(connection, request)
             pids = request.pids
-            return (
-                lambda: [self._one(pid, request) for pid in pids],
-                lambda: [desk.mark(pid) for pid in pids if pid <= _MAX_PID],
-            )
-        if request.container_id is not None:
+
+            def of_many() -> Sequence[Identity]:
+                self._authorise(connection, request)
+                return [self._one(connection, pid, request) for pid in pids]
+
             self._authorise(connection, request)
+            return _Question(of_many, lambda: [desk.mark(pid) for pid in pids if pid <= _MAX_PID])
+        if request.container_id is not None:
             container, uid = request.container_id, request.pod_uid
             selectors = request.container_selectors
-            return (
-                lambda: (desk.lookup_container(container, uid, mode=request.mode, container_selectors=selectors),),
-                lambda: None,
-            )
-        if sent.is_stripped:
-            # Never to be taken for a question about the peer itself.
-            self._authorise(connection, request)
-            what = "the descriptor was not taken: who sent it was not known to be allowed to"
-            raise Refused("not_ready", what, "send it again", id_=request.id)
-        if sent.fds:
-            self._authorise(connection, request)
-            found = desk.lookup_pidfd(sent.fds[0], **how)
-            if request.wait_ms or request.settled_wait_ms:
-                # The number stays the process's for as long as its slot has this inode, and that is asked for.
-                pid, ino = found.key
-                return lambda: (self._same(pid, ino, request),), self._mark_of(pid, request)
-            return lambda: (found,), lambda: None
-        if self.peer(connection).state is State.GONE:
-            raise Refused("permission_denied", "the process that connected has ended", "connect anew", id_=request.id)
-        return lambda: (self._itself(connection, request),), self._mark_of(peer.pid, request)
 
-    @staticmethod
-    def _how(request: Request) -> dict[str, Any]:
+            def of_container() -> Sequence[Identity]:
+                self._authorise(connection, request)
+                return (desk.lookup_container(container, uid, mode=request.mode, container_selectors=selectors),)
+
+            self._authorise(connection, request)
+            return _Question(of_container, lambda: None)
+        if sent.fds or sent.is_stripped:
+            return self._question_of_pidfd(connection, request, self._number_of(connection, request, sent), sent)
+        self._peer_or_refuse(connection, request)
+        return _Question(lambda: (self._itself(connection, request),), self._mark_of(connection.peer.pid, request))
+
+    def _question_of_pidfd(self, connection: Connection, request: Request, pid: int, sent: Line) -> _Question:
+        # A copy, for as long as it waits: before pidfs nothing else tells a process from the next one of its number.
+        waits = request.wait_ms or request.settled_wait_ms
+        fd = os.dup(sent.fds[0]) if waits else sent.fds[0]
+
+        def of_pidfd() -> Sequence[Identity]:
+            self._authorise(connection, request)
+            return (self._desk.lookup_pidfd(fd, **self._how(connection, request)),)
+
+        return _Question(of_pidfd, self._mark_of(pid, request), (lambda: os.close(fd)) if waits else None)
+
+    def _peer_or_refuse(self, connection: Connection, request: Request) -> Identity:
+        peer = self.peer(connection)
+        if peer.state is State.GONE:
+            raise Refused("permission_denied", "the process that connected has ended", "connect anew", id_=request.id)
+        return peer
+
+    def _how(self, connection: Connection, request: Request) -> dict[str, Any]:
+        """How the answer is to come about. By the daemon's own rules for who may ask about itself only: in parity mode
+        a process chooses by its files whom it is taken for, and without container selectors it needs to be in none."""
         if request.mode is None and request.container_selectors and not request.parity:
             return {}
+        if not self.trusts(connection):
+            return {"parity": True} if request.parity else {}
         return {
             "mode": request.mode,
             "container_selectors": request.container_selectors,
@@ -216,10 +331,14 @@ class Operations:
             return lambda: None  # hangs on more than a mark says
         return lambda: self._desk.mark(pid)
 
-    def _one(self, pid: int, request: Request) -> Identity:
+    def _one(self, connection: Connection, pid: int, request: Request) -> Identity:
         if pid > _MAX_PID:
             return gone(pid)
-        identity = self._desk.lookup(pid, **self._how(request))
+        how = self._how(connection, request)
+        identity = self._desk.lookup(pid, **how)
+        if not request.container_selectors and "mode" not in how and identity.state is State.RESOLVED:
+            # By the daemon's rules it is who it is: now it may have some of its selectors left out.
+            identity = self._desk.lookup(pid, **how, container_selectors=False)
         if request.pidfd_ino is not None and identity.key.ino != request.pidfd_ino:
             return gone(pid)
         if request.start_time is not None:
@@ -231,17 +350,13 @@ class Operations:
     def _about(self, connection: Connection, pid: int, request: Request) -> Identity:
         """The identity of a process; for who may ask about itself only, never that of another one which has got its
         number since it was let pass."""
-        identity = self._one(pid, request)
+        identity = self._one(connection, pid, request)
         if self.trusts(connection) or identity.key == self.peer(connection).key:
             return identity
         return gone(pid)
 
-    def _same(self, pid: int, ino: int, request: Request) -> Identity:
-        identity = self._one(pid, request) if pid else gone(pid)
-        return identity if identity.key.ino == ino else gone(pid)
-
     def _itself(self, connection: Connection, request: Request) -> Identity:
-        identity = self._one(connection.peer.pid, request)
+        identity = self._one(connection, connection.peer.pid, request)
         if self._desk.pidfs:
             return identity if identity.key.ino == connection.peer.ino else gone(connection.peer.pid)
         return identity if connection.peer.is_alive() else gone(connection.peer.pid)
@@ -255,8 +370,11 @@ class Operations:
         id_ = request.id
         return b'{"id":%b,"ok":true,"result":%b}\n' % (b"%d" % id_ if type(id_) is int else encode(id_), said)
 
-    def _pieces(self, request: Request, identities: Iterable[Identity]) -> Generator[bytes, None, None]:
-        """The line of a list, a few identities at a time."""
+    def _pieces(
+        self, connection: Connection, request: Request, identities: Iterable[Identity]
+    ) -> Generator[bytes, None, None]:
+        """The line of a list, a few identities at a time. It breaks off, with the connection, when the peer, which may
+        be slow, may not ask about others any more."""
         yield self._result(request, b"[")[:-2]
         parts: list[bytes] = []
         is_first = True
@@ -266,6 +384,9 @@ class Operations:
             if len(parts) == _SLICE:
                 yield (b"" if is_first else b",") + b",".join(parts)
                 is_first, parts, now = False, [], clock.read()
+                if not self.trusts(connection):
+                    connection.break_off()
+                    return
         if parts:
             yield (b"" if is_first else b",") + b",".join(parts)
         yield b"]}\n"
@@ -286,11 +407,11 @@ class Operations:
 
         def found() -> Iterable[Identity]:
             for pid in self._desk.pids():
-                identity = self._desk.lookup(pid, **self._how(request))
+                identity = self._desk.lookup(pid, **self._how(connection, request))
                 if identity.state is not State.GONE:
                     yield identity
 
-        connection.make(self._pieces(request, found()))
+        connection.make(self._pieces(connection, request, found()))
 
     def _watch(self, connection: Connection, request: Request, _sent: Line) -> None:
         self._authorise(connection, request)
@@ -321,19 +442,33 @@ class Operations:
 
     def _end_streams(self, connection: Connection) -> None:
         """Whoever watched may not any more."""
-        message, hint = why_not(self.peer(connection))
+        message, hint = self._why_not(connection, self.peer(connection))
         for id_, stream in connection.streams.items():
             stream.close()
             connection.out += refusal(Refused("permission_denied", message, hint, id_=id_))
         connection.streams.clear()
 
-    def _explain(self, connection: Connection, request: Request, _sent: Line) -> None:
-        assert request.pid is not None
-        self._authorise(connection, request, about=request.pid)
-        if request.pid > _MAX_PID:
-            raise Refused("bad_request", f"{request.pid} is no process ID", id_=request.id)
-        said = self._desk.explain_record(request.pid)
-        self._authorise(connection, request, about=request.pid)  # and has not ended meanwhile
+    def _explain(self, connection: Connection, request: Request, sent: Line) -> None:
+        self._check_descriptors(request, sent)
+        self._check_numbers(connection, request)
+        if request.itself:
+            pid = self._peer_or_refuse(connection, request).key.pid
+        elif sent.fds or sent.is_stripped:
+            pid = self._number_of(connection, request, sent)
+        elif request.pid is not None:
+            pid = request.pid
+        else:
+            raise Refused("bad_request", "explain wants a pid, a pidfd or itself", id_=request.id)
+        self._authorise(connection, request, about=pid)
+        if pid > _MAX_PID:
+            raise Refused("bad_request", f"{pid} is no process ID", id_=request.id)
+        if self.trusts(connection):
+            said = self._desk.explain_record(pid)
+        else:
+            said = self._desk.explain_record(pid, of_itself=True)
+        self._authorise(connection, request, about=pid)  # and has not ended meanwhile
+        if sent.fds and not pidfd.alive(sent.fds[0]):
+            said = self._desk.explain_record(0)  # its number may have been another's by then
         connection.say(line({"id": request.id, "ok": True, "result": said}))
 
     def _status(self, connection: Connection, request: Request, _sent: Line) -> None:
