@@ -275,6 +275,10 @@ class Client:
         """The daemon's version."""
         return str(self.request("version")["version"])
 
+    def counts_alike(self) -> bool:
+        """Whether the daemon is in the caller's PID namespace, so that its numbers mean the same processes here."""
+        return self.request("version").get("same_pid_namespace") is True
+
     def watch(self, *, snapshot: bool = True, parity: bool = False) -> ClientWatch:
         """A stream of events on a connection of its own: first what runs already, then live."""
         fields = {"snapshot": None if snapshot else False, "parity": parity or None, "labels": True}

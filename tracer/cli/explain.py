@@ -14,7 +14,7 @@ from tracer import explanation as steps
 from tracer.cli import options, steps_text
 from tracer.cli.app import App, pass_app, warn
 from tracer.cli.output import Out, to_json
-from tracer.cli.params import OneOf, Pid, Text
+from tracer.cli.params import OneOf, PidOrSelf, Text
 from tracer.errors import InputError, ParityError, UsageError
 from tracer.explanation import Step
 from tracer.identity import offline, parity
@@ -43,7 +43,7 @@ Exit code: of a PID as of lookup; of files 0 found, 1 not, 2 when one cannot be 
 
 
 @click.command("explain", cls=options.Command, epilog=EXAMPLES)
-@click.argument("pid", metavar="[PID]", type=Pid(), required=False)
+@click.argument("pid", metavar="[PID | self]", type=PidOrSelf(), required=False)
 @click.option("--cgroup-file", type=Text(), metavar="F", help="A copy of /proc/PID/cgroup, in place of a PID.")
 @click.option("--mountinfo-file", type=Text(), metavar="F", help="A copy of /proc/PID/mountinfo, for parity.")
 @click.option("--pods-file", type=Text(), metavar="F", help="A pod list, for files in place of a PID.")

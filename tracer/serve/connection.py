@@ -20,7 +20,8 @@ FULL = 1 << 18
 """Bytes that wait for the peer, from which on nothing more is made for it."""
 _CHUNK = 1 << 16
 _UCRED = struct.Struct("3i")
-_SPACE = socket.CMSG_SPACE(4 * 8) + socket.CMSG_SPACE(_UCRED.size)
+_WHO = socket.CMSG_SPACE(_UCRED.size)
+_SPACE = socket.CMSG_SPACE(4 * 8) + _WHO
 
 
 class Line(NamedTuple):
@@ -47,6 +48,8 @@ class Connection:
         self.peer = peer
         self.owner: object = None
         self._ready = ready
+        # Before Linux 6.5 each message says who sent it; what did not fit in would be taken for a descriptor.
+        self._least_space = _WHO if peer.nonce is not None else 0
         self.is_trusted = False
         self.trusted_by: object = None  # what that hangs on
         # Whether its peer's own files agree, and where the index had the peer when they were read.
@@ -73,7 +76,7 @@ class Connection:
     def receive(self) -> None:
         """Takes in what came; raises ``OSError`` where the connection broke."""
         wants_more = self.is_trusted or self.peer.nonce is not None
-        space = _SPACE if wants_more else 0
+        space = _SPACE if wants_more else self._least_space
         data, ancillary, flags, _ = self.socket.recvmsg(_CHUNK, space, socket.MSG_CMSG_CLOEXEC)
         fds, sender = _control(ancillary)
         if not data:

@@ -477,4 +477,5 @@ class Operations:
 
     @staticmethod
     def _version(connection: Connection, request: Request, _sent: Line) -> None:
-        connection.say(line({"id": request.id, "ok": True, "result": {"version": __version__}}))
+        result = {"version": __version__, "same_pid_namespace": connection.peer.counts_alike}
+        connection.say(line({"id": request.id, "ok": True, "result": result}))
