@@ -174,11 +174,11 @@ def test_whoever_waits_for_a_pidfd_is_not_told_either(desk: FakeDesk, server: Se
         fd = os.pidfd_open(child.pid)
         try:
             desk.workloads[child.pid] = PENDING
-            assert peer.ask(id=0, op="version")["ok"]
-            before = _pidfds()
+            assert peer.ask(id=0, op="status")["ok"]  # from here on its descriptors are taken
+            until(lambda: _copies(fd) == 1, 10, "no copy of it")
             peer.send(fd, id=1, op="lookup", wait_ms=60000)
             until(lambda: len(server.operations.waits) == 1, 10, "the wait")
-            assert _pidfds() == before + 1
+            until(lambda: _copies(fd) == 2, 10, "a copy of it")
             if end == "answered":
                 desk.workloads[child.pid] = CART
                 server.news()
@@ -197,20 +197,19 @@ def test_whoever_waits_for_a_pidfd_is_not_told_either(desk: FakeDesk, server: Se
                 assert [peer.line()["id"], peer.line()["id"]] == [1, 2]
             else:
                 peer.close()
-                before -= 1  # that of the peer
-            until(lambda: _pidfds() == before, 10, "the copy to be closed")
+            until(lambda: _copies(fd) == 1, 10, "the copy to be closed")
         finally:
             os.close(fd)
             child.kill()
 
 
-def _pidfds() -> int:
-    """How many pidfds are open here."""
-    links = []
-    for fd in os.listdir("/proc/self/fd"):
+def _copies(fd: int) -> int:
+    """How many descriptors are open here for the process behind this pidfd."""
+    inode, found = os.fstat(fd).st_ino, 0
+    for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
-            links.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return sum("pidfd" in link for link in links)
+            found += os.fstat(int(name)).st_ino == inode
+    return found
 
 
 @pytest.mark.parametrize("request_", [{"op": "ps"}, {"op": "lookup", "pids": [OTHER] * 1000}])
@@ -261,7 +260,7 @@ def test_a_descriptor_that_is_no_pidfd_is_an_error_and_none_is_left(
     """Files, pipes, sockets, polls: each gets an error that says so, several at once too, and one beside a PID; all
     are closed, and the next request is answered."""
     as_host(desk)
-    assert peer.ask(id=0, op="version")["ok"]
+    assert peer.ask(id=0, op="status")["ok"]  # from here on its descriptors are taken
     with ExitStack() as stack:
         fds = list(_kinds(stack, tmp_path))
         before = len(os.listdir("/proc/self/fd"))
@@ -282,6 +281,7 @@ def test_a_descriptor_that_is_no_pidfd_is_an_error_and_none_is_left(
 def test_a_pidfd_of_who_has_ended_is_nobodys(desk: FakeDesk, peer: Peer, op: str) -> None:
     """Whoever has its number by then is not told of."""
     as_host(desk)
+    assert peer.ask(id=0, op="status")["ok"]  # from here on its descriptors are taken
     child = subprocess.Popen(["true"])
     fd = os.pidfd_open(child.pid)
     try:

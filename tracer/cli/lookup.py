@@ -38,7 +38,7 @@ class _Wait(Duration):
 
 
 @click.command("lookup", cls=options.Command, epilog=EXAMPLES, bare={"--wait": _ALL_ATTEMPTS})
-@click.argument("pids", metavar="PID… | self | -", nargs=-1, required=True)
+@click.argument("pids", metavar="PID… | -", nargs=-1, required=True)
 @identities.format_option
 @click.option(
     "--wait",
