@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.daemon import Daemon
+from tests.entries import entry, write
 from tests.kernel.lab import Cgroup
 from tests.kernel.test_tracer import Node
 from tests.node import FakePod, listing
@@ -286,6 +287,66 @@ def test_the_daemons_own_container_may_ask_before_anybody_lists_it(folder: Path)
     finally:
         home.remove()
         stranger.remove()
+
+
+# ---- what a pod learns that asks about itself ----
+
+# Nests a cgroup called like the victim's pod and container below its own, enters it, and asks for what it is then.
+FORGER = """
+from pathlib import Path
+nested = Path(NESTED)
+nested.mkdir(parents=True)
+(nested / "cgroup.procs").write_text(str(os.getpid()))
+def told(i):
+    return [i.state, i.workload.pod, i.mode, i.parity, list(i.workload.selectors)]
+def asked(client, **how):
+    return [told(client.lookup(**how)), told(client.lookup(os.getpid(), **how)), told(client.lookup(wait=1, **how))]
+said = {"plain": asked(client), "parity": asked(client, mode="parity", parity=True),
+        "bare": asked(client, container_selectors=False), "explained": client.explain(os.getpid())}
+"""
+
+
+def test_a_pod_that_names_a_cgroup_after_another_reads_nothing_of_it(folder: Path) -> None:
+    """Whatever mode it asks for, and however it is explained to itself: neither the other pod's selectors and names,
+    nor which entries it does not match; root of the host is told both."""
+    entries = write(
+        folder / "entries.json",
+        entry("/cart", "k8s:ns:shop"),
+        entry("/victim", "k8s:ns:vault", "k8s:sa:admin"),
+        entry("/undecided", "k8s:ns:shop", "unix:path:/bin/victim"),
+    )
+    mount = cgroupfs.find_mounts("/sys/fs/cgroup", "/proc", {}, None)[0]
+    cart = Cgroup(mount, CART.cgroup())
+    nested = f"{cart.folder}{VICTIM.cgroup().removeprefix('/kubepods')}"
+    code = FORGER.replace("NESTED", repr(nested))
+    try:
+        with ReplayKubelet(listing(CART, VICTIM)) as kubelet:
+            words = ("--kubelet-read-only-port", kubelet.port, *ALONE, "--entries-file", entries)
+            with Daemon(folder, *words) as daemon:
+                until(lambda: _lookup(daemon.socket, cart)["pod"] == "cart-1", 30, "the pod to be known")
+                said = _ask(daemon.socket, code, cgroups=[cart])
+                seen = json.dumps(said)
+                for secret in ("victim-1", "k8s:ns:vault", "k8s:sa:admin", "/victim", "/undecided"):
+                    assert secret not in seen
+                for found in (*said["plain"], *said["parity"], *said["bare"]):
+                    assert found[:3] == ["resolved", "cart-1", "strict"]
+                assert all(found[3] is False for found in said["parity"])
+                assert all("container-name" not in text for found in said["bare"] for text in found[4])
+                assert [match["id"] for match in said["explained"]["entries"]["matched"]] == ["cart"]
+                child = subprocess.Popen(["sleep", "100"])
+                try:
+                    Path(nested, "cgroup.procs").write_text(str(child.pid))
+                    with daemon.client() as client:
+                        everything = json.dumps(client.explain(child.pid))
+                        by_files = client.lookup(child.pid, mode="parity")
+                finally:
+                    child.kill()
+                    child.wait()
+                assert "k8s:sa:admin" in everything
+                assert "/undecided" in everything
+                assert by_files.workload.pod == "victim-1"
+    finally:
+        cart.remove()
 
 
 # ---- whom a number means ----
