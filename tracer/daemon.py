@@ -111,7 +111,7 @@ class Daemon:
             self.readiness.bpf = self.readiness.scan = True
             self._server = Server(
                 self._tracer, self._serving.socket, self._serving.access(), status=self.status,
-                by_number=self._serving.by_number, procfs=self._tracer.settings.procfs,
+                by_number=self._serving.by_number,
             )  # fmt: skip
             self._tracer.listen(self._on_news)
             self._server.start()

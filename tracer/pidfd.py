@@ -92,10 +92,22 @@ def whereabouts() -> tuple[int, int]:
 
 def is_own(pid: int) -> bool:
     """Whether this is the number of the calling process, or of one of its threads."""
-    return pid == os.getpid() or os.path.exists(f"/proc/self/task/{pid}")
+    return pid == os.getpid() or (proc_counts_alike() and os.path.exists(f"/proc/self/task/{pid}"))
+
+
+def proc_counts_alike() -> bool:
+    """Whether ``/proc`` is that of our PID namespace: after ``unshare --pid`` it may be still the one of outside, whose
+    numbers are others."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return any(line.split() == ["NSpid:", str(os.getpid())] for line in file)
+    except OSError:
+        return False
 
 
 def _leader(tid: int) -> int | None:
+    if not proc_counts_alike():
+        return None
     try:
         with open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as file:
             return next((int(line[5:]) for line in file if line.startswith("Tgid:")), None)

@@ -170,7 +170,6 @@ def test_other_namespaces_take_nothing_away(server: Server) -> None:
         ("/machine.slice/libpod-{}.scope/container", "not_a_pod"),
         ("/docker/{}/system.slice/ssh.service", "not_a_pod"),
         ("/machine.slice/libpod-conmon-{}.scope", "conmon"),
-        ("/machine.slice/machine-box.scope", "no_container"),
     ],
 )
 def test_root_in_a_container_outside_kubernetes_is_not_the_hosts(
@@ -436,6 +435,20 @@ def test_a_pod_in_a_pid_namespace_is_told_of_itself_by_its_own_number(server: Se
         bare = _ask(server.path, f"client.request('lookup', {request})", cgroups=[cgroup], within=IN_PID_NAMESPACE)
         assert bare["code"] == "bad_request"
         assert "another PID namespace" in bare["what"]
+
+
+def test_numbers_of_a_proc_of_outside_are_nobodys(server: Server, node: Node) -> None:
+    """Where /proc is still that of the namespace outside, the numbers that it has of ourselves and of our threads mean
+    nobody inside: they are gone, not ourselves."""
+    cgroup = node.cgroup(VICTIM.cgroup())
+    code = (
+        "thread = threading.Thread(target=sys.stdin.read, daemon=True); thread.start()\n"
+        "outside = [int(os.readlink('/proc/self')), *map(int, os.listdir('/proc/self/task'))]\n"
+        "said = {'inside': os.getpid(), 'outside': outside, 'states': [client.lookup(n).state for n in outside]}"
+    )
+    said = _ask(server.path, code, cgroups=[cgroup], within=IN_PID_NAMESPACE[:-1])
+    assert said["inside"] not in said["outside"]
+    assert set(said["states"]) == {"gone"}
 
 
 def test_a_pidfd_that_cannot_be_opened_leaves_the_number(server: Server) -> None:

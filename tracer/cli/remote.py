@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from tracer import pidfd
 from tracer.cli import configuration
 from tracer.cli.app import say, warn
 from tracer.cli.configuration import Value
@@ -122,6 +123,8 @@ class RemoteTracer:
         from tracer.kernel import procfs
 
         number = key.pid if self._numbers is None else self._numbers.get(key)
+        if self._numbers is not None and not pidfd.proc_counts_alike():
+            return None
         return None if number is None else procfs.unix_selectors(self._settings.procfs, number)
 
     def _issued(self, identity: Identity) -> Identity:

@@ -39,18 +39,11 @@ class _Question(NamedTuple):
 
 
 class Operations:
-    """``wake`` has the server's loop run again, from any thread; ``status`` says how the daemon fares; ``procfs`` is
-    where the files of peers are read. Counts what it answers in ``lookups``, by state, and how long that took in
-    ``took``."""
+    """``wake`` has the server's loop run again, from any thread; ``status`` says how the daemon fares. Counts what it
+    answers in ``lookups``, by state, and how long that took in ``took``."""
 
     def __init__(
-        self,
-        desk: Desk,
-        access: Access,
-        *,
-        status: Callable[[], dict[str, Any]],
-        wake: Callable[[], None],
-        procfs: str = "/proc",
+        self, desk: Desk, access: Access, *, status: Callable[[], dict[str, Any]], wake: Callable[[], None]
     ) -> None:
         self.access = access
         self.waits = Waits()
@@ -59,7 +52,6 @@ class Operations:
         self._desk = desk
         self._wake = wake
         self._status_of = status
-        self._procfs = procfs
         self._answers = Answers()
         self.took = Histogram(_TOOK)
         self._do: dict[str, Callable[[Connection, Request, Line], None]] = {
@@ -113,10 +105,10 @@ class Operations:
         # The peer's files are read once for each place where it is: for most peers, once.
         if connection.stands is None or place is None or connection.stands[0] != (may, place):
             if may:
-                agrees = is_of_host(peer, self._procfs)
+                agrees = is_of_host(peer)
             else:
                 own = self._desk.lookup(os.getpid(), mode="strict")
-                agrees = is_of_own_container(peer, identity, own, self._procfs)
+                agrees = is_of_own_container(peer, identity, own)
             connection.stands = (may, place), agrees
         return connection.stands[1]
 
@@ -143,7 +135,6 @@ class Operations:
         pid = request.pid if request.pid is not None else next(iter(request.pids or ()), None)
         if pid is None or self.peer(connection).state is State.GONE:
             return
-        self.refused += 1
         message = f"PID {pid} is a number of another PID namespace: send a pidfd"
         hint = "send a pidfd of each process beside its request, or ask about yourself without a number"
         raise Refused("bad_request", message, hint, id_=request.id, wants_pidfd=True)

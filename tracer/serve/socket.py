@@ -46,9 +46,8 @@ _log = logging.getLogger("podtracer.socket")
 class Server:
     """Serves ``desk`` at ``path``, mode 0666: each request is decided for its peer by ``access``.
 
-    ``status`` says how the daemon fares. ``by_number`` pins peers as kernels before 6.5 make necessary; ``procfs`` is
-    where the files of peers are read. Raises :class:`MissingError` where the socket cannot be made. To be started and
-    closed.
+    ``status`` says how the daemon fares. ``by_number`` pins peers as kernels before 6.5 make necessary. Raises
+    :class:`MissingError` where the socket cannot be made. To be started and closed.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Server:
         *,
         status: Callable[[], dict[str, Any]],
         by_number: bool = False,
-        procfs: str = "/proc",
     ) -> None:
         self.path = path
         self.accepted = 0
@@ -69,7 +67,7 @@ class Server:
         self._is_woken = False
         self._stopping = False
         self._turned = time.monotonic()
-        self.operations = Operations(desk, access, status=status, wake=self.wake, procfs=procfs)
+        self.operations = Operations(desk, access, status=status, wake=self.wake)
         self._connections: dict[int, Connection] = {}
         self._owners: Counter[object] = Counter()
         # Those to be given a turn, in the order they asked for it.

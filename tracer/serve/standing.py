@@ -8,8 +8,9 @@ itself; to be trusted with everybody else more has to agree, since root in a con
 - no cgroup of it, in any hierarchy, is shaped like a container's or a pod's: which hierarchy holds the containers may
   just be changing, and one that is not ours may know more.
 
-Every file is that of the peer: the number is read while its pidfd lives, and the pidfd is looked at afterwards. What
-cannot be read is not certain, and who is not certain is not of the host.
+Every file is that of the peer: its pidfd, which says that it has this number in the PID namespace of our ``/proc``,
+still lives when the files were read. So it is that ``/proc``, wherever the tracer reads its own. What cannot be read is
+not certain, and who is not certain is not of the host.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import re
 from tracer.model import Identity, State
 from tracer.serve.peers import Peer
 
-# A container's ID, a pod's segment, or the place where pods or a runtime's containers live.
+# A container's ID, a pod's segment, or the place where pods live. Other containers (LXC's, systemd's) have a PID
+# namespace of their own.
 _SHAPE = re.compile(
     r"[0-9A-Fa-f]{64}|kubepods|(?:^|/)(?:[^/]*-)?pod[0-9A-Fa-f]{8}[-_]?(?:[0-9A-Fa-f]{4}[-_]?){3}[0-9A-Fa-f]{12}"
-    r"|(?:^|/)(?:docker|lxc|lxc\.payload[^/]*|machine\.slice)(?:/|$)"
 )
 _LONGEST = 1 << 20  # bytes of a file that are read
 
@@ -46,7 +47,7 @@ def is_of_own_container(peer: Peer, identity: Identity, own: Identity, procfs: s
     home, theirs = _home(own), _home(identity)
     if home is None or theirs is None or home[0] != theirs[0] or _SHAPE.search(theirs[1]):
         return False
-    ours, cgroups = _cgroups("/proc", os.getpid()), _cgroups(procfs, peer.pid)
+    ours, cgroups = _cgroups("/proc", "self"), _cgroups(procfs, peer.pid)
     if not ours or not cgroups or ours.keys() != cgroups.keys():
         return False
     if any(_SHAPE.search(_below(_container_part(ours[key]), path)) for key, path in cgroups.items()):
@@ -96,7 +97,7 @@ def _is_mapped_alike(procfs: str, pid: int, name: str) -> bool:
     return bool(theirs) and theirs == ours
 
 
-def _cgroups(procfs: str, pid: int) -> dict[str, str] | None:
+def _cgroups(procfs: str, pid: int | str) -> dict[str, str] | None:
     """The path in each hierarchy; ``None`` where they cannot be read, and of a process whose first thread has ended:
     its threads may be anywhere."""
     stat, text = _read(f"{procfs}/{pid}/stat"), _read(f"{procfs}/{pid}/cgroup")
