@@ -162,6 +162,16 @@ def test_other_namespaces_take_nothing_away(server: Server) -> None:
     assert _ask(server.path, OTHERS, within=("unshare", "--mount", "--net", "--uts", "--ipc")) == {}
 
 
+def test_a_daemon_of_three_capabilities_tells_the_same(folder: Path) -> None:
+    """Without CAP_SYS_PTRACE, and less than whoever asks, it knows the host's root, and who has a user or PID namespace
+    of its own."""
+    least = ("setpriv", "--bounding-set=-all,+bpf,+perfmon,+dac_read_search", "--inh-caps=-all")
+    with Daemon(folder, "--kubelet", "none", *ALONE, prefix=least) as daemon:
+        assert _ask(daemon.socket, OTHERS)["pid"] == daemon.child.pid
+        for within in (("unshare", "--user", "--map-root-user"), IN_PID_NAMESPACE):
+            assert _is_refused(_ask(daemon.socket, OTHERS, within=within))
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
@@ -425,10 +435,12 @@ def test_a_pod_in_a_pid_namespace_is_told_of_itself_by_its_own_number(server: Se
     cgroup = node.cgroup(CART.cgroup())
     code = (
         "i = client.lookup(os.getpid()); e = client.explain(os.getpid())\n"
-        "said = {'asked': i.asked, 'pod': i.workload.pod, 'explained': e['pod'], 'pid': i.key.pid == e['pid']}"
+        "said = {'asked': i.asked, 'pod': i.workload.pod, 'explained': e['pod'], 'pid': i.key.pid == e['pid'],"
+        "        'alike': client.counts_alike()}"
     )
     said = _ask(server.path, code, cgroups=[cgroup], within=IN_PID_NAMESPACE)
-    assert said == {"asked": 1, "pod": "cart-1", "explained": "cart-1", "pid": True}
+    assert said == {"asked": 1, "pod": "cart-1", "explained": "cart-1", "pid": True, "alike": False}
+    assert _ask(server.path, "said = {'alike': client.counts_alike()}", cgroups=[cgroup]) == {"alike": True}
     child = "client.lookup(subprocess.Popen(['sleep', '1']).pid)"
     assert _is_refused(_ask(server.path, child, cgroups=[cgroup], within=IN_PID_NAMESPACE))
     for request in ("pid=1", "pids=[1]", "pid=1, wait_ms=5000"):
@@ -482,6 +494,9 @@ def test_the_commands_ask_by_pidfd_and_know_themselves(folder: Path) -> None:
                 assert _command("lookup $$", daemon.socket, victim)["pod"] == "victim-1"
                 assert _command("explain $$", daemon.socket, victim)["pod"] == "victim-1"
                 assert _command("lookup $$", daemon.socket, cart)["code"] == 77
+                entries = write(folder / "entries.json", entry("/root", "k8s:ns:vault", "unix:uid:0"))
+                issued = _command(f"lookup $$ --entries-file {entries}", daemon.socket, victim)
+                assert issued["spiffe_ids"] == ["spiffe://example.org/root"]  # by files of its own number
                 gone = _command("lookup 30000", daemon.socket, victim)
                 assert (gone["state"], gone["pid"], gone["asked"]) == ("gone", None, 30000)
     finally:

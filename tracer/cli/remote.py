@@ -57,7 +57,7 @@ class RemoteTracer:
         }
         self._issuing: Issuing | None = None
         self._entries_file: EntriesFile | None = None
-        # Our numbers for processes that were asked about, where the daemon's are those of another PID namespace.
+        # Our number for the process that was asked about last, where the daemon's are those of another PID namespace.
         self._numbers: dict[ProcessKey, int] | None = None
 
     def __enter__(self) -> Self:
@@ -95,7 +95,7 @@ class RemoteTracer:
         """The identity of a process."""
         identity = self._client.lookup(pid, parity=parity, **self._how)
         if self._numbers is not None:
-            self._numbers[identity.key] = pid
+            self._numbers = {identity.key: pid}
         return self._issued(identity)
 
     def ps(self, *, parity: bool = False) -> list[Identity]:
