@@ -12,12 +12,12 @@ from tracer import clock, pidfd
 from tracer.histogram import Histogram
 from tracer.identity.index import gone
 from tracer.model import Clock, Identity, State
-from tracer.serve.access import Access, why_not
+from tracer.serve.access import Access
 from tracer.serve.answers import Answers, encode, line
 from tracer.serve.connection import Connection, Line
 from tracer.serve.desk import Desk
 from tracer.serve.requests import Refused, Request, internal, refusal
-from tracer.serve.standing import is_of_host, is_of_own_container
+from tracer.serve.trust import MAX_PID, Trust, check_descriptors
 from tracer.serve.waits import Wait, Waits
 from tracer.version import __version__
 
@@ -25,7 +25,6 @@ _MOST_WAITS = 1024  # of one connection
 _MOST_OWN_WAITS = 16  # of one that may ask about itself only
 _MOST_STREAMS = 8  # of one connection
 _SLICE = 32  # identities made before others have their turn
-_MAX_PID = 2**31 - 1
 _log = logging.getLogger("podtracer.socket")
 _TOOK = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1)  # seconds
 
@@ -45,10 +44,9 @@ class Operations:
     def __init__(
         self, desk: Desk, access: Access, *, status: Callable[[], dict[str, Any]], wake: Callable[[], None]
     ) -> None:
-        self.access = access
+        self.trust = Trust(desk, access)
         self.waits = Waits()
         self.lookups = dict.fromkeys((state.value for state in State), 0)
-        self.refused = 0
         self._desk = desk
         self._wake = wake
         self._status_of = status
@@ -71,104 +69,6 @@ class Operations:
             raise Refused("permission_denied", "who asks is not certain yet", hint, nonce=connection.peer.nonce)
         self._do[request.op](connection, request, sent)
 
-    # ---- who asks ----
-
-    def peer(self, connection: Connection) -> Identity:
-        """Who the peer is now: whoever was pinned when it connected, and nobody else who has its number."""
-        peer = connection.peer
-        if peer.fd < 0 or peer.nonce is not None:
-            return gone(peer.pid)
-        identity = self._desk.lookup(peer.pid, mode="strict")  # by whatever rule others are answered
-        is_same = identity.key.ino == peer.ino if self._desk.pidfs else peer.is_alive()
-        return identity if is_same and identity.key.pid == peer.pid else gone(peer.pid)
-
-    def trusts(self, connection: Connection) -> bool:
-        """Whether the peer may ask about others; looked at anew only where something of it has changed."""
-        peer = connection.peer
-        place = self._desk.mark(peer.pid) if peer.nonce is None else None
-        mark = (self.access, place) if self._desk.pidfs else None
-        if mark is not None and place is not None and mark == connection.trusted_by:
-            return connection.is_trusted
-        trusted = self._may_ask_about_others(connection, self.peer(connection), place)
-        connection.is_trusted, connection.trusted_by = trusted, mark
-        return trusted
-
-    def _may_ask_about_others(self, connection: Connection, identity: Identity, place: object) -> bool:
-        peer = connection.peer
-        may = self.access.may_ask_about_others(identity, peer.uid, peer.gids)
-        if may and identity.state is State.RESOLVED:
-            return True  # a pod that was named, in whichever namespaces
-        if not peer.counts_alike or identity.state is State.GONE:
-            return False
-        if not may and (peer.uid != os.geteuid() or identity.workload.container_id is None):
-            return False
-        # The peer's files are read once for each place where it is: for most peers, once.
-        if connection.stands is None or place is None or connection.stands[0] != (may, place):
-            if may:
-                agrees = is_of_host(peer)
-            else:
-                own = self._desk.lookup(os.getpid(), mode="strict")
-                agrees = is_of_own_container(peer, identity, own)
-            connection.stands = (may, place), agrees
-        return connection.stands[1]
-
-    def _why_not(self, connection: Connection, identity: Identity) -> tuple[str, str]:
-        peer = connection.peer
-        return why_not(identity, would_be=self.access.may_ask_about_others(identity, peer.uid, peer.gids))
-
-    def _authorise(self, connection: Connection, request: Request, *, about: int | None = None) -> None:
-        """Lets pass who may ask about others, and who asks about itself, by the number of a thread perhaps."""
-        if self.trusts(connection):
-            return
-        peer = self.peer(connection)
-        asks = about is not None and about <= _MAX_PID and peer.state is not State.GONE
-        if asks and (about == peer.key.pid or self._desk.lookup(about or 0, mode="strict").key == peer.key):
-            return
-        self.refused += 1
-        message, hint = self._why_not(connection, peer)
-        raise Refused("permission_denied", message, hint, id_=request.id)
-
-    def _check_numbers(self, connection: Connection, request: Request) -> None:
-        """A number of another PID namespace than ours is another process's here, a stranger's perhaps."""
-        if connection.peer.counts_alike:
-            return
-        pid = request.pid if request.pid is not None else next(iter(request.pids or ()), None)
-        if pid is None or self.peer(connection).state is State.GONE:
-            return
-        message = f"PID {pid} is a number of another PID namespace: send a pidfd"
-        hint = "send a pidfd of each process beside its request, or ask about yourself without a number"
-        raise Refused("bad_request", message, hint, id_=request.id, wants_pidfd=True)
-
-    def _check_descriptors(self, request: Request, sent: Line) -> None:
-        """One descriptor stands for a PID, and for one only; raises where the request names another one, or several
-        came."""
-        if not sent.fds and not sent.is_stripped:
-            return
-        named = [key for key in ("pid", "pids", "container_id") if getattr(request, key) is not None]
-        if request.itself:
-            named.append("itself")
-        if named:
-            raise Refused("bad_request", f"{named[0]} and a descriptor are both given", id_=request.id)
-        if len(sent.fds) > 1:
-            raise Refused("bad_request", f"{len(sent.fds)} descriptors came", "send one a request", id_=request.id)
-
-    def _number_of(self, connection: Connection, request: Request, sent: Line) -> int:
-        """Our number for the process behind the pidfd that came, 0 where it has none; of a peer that may ask about
-        others."""
-        self._authorise(connection, request)
-        if sent.is_stripped:
-            # Never to be taken for a question about the peer itself.
-            what = "the descriptor was not taken: who sent it was not known to be allowed to"
-            raise Refused("not_ready", what, "send it again", id_=request.id)
-        try:
-            found = pidfd.numbers(sent.fds[0])
-        except OSError as error:
-            what = f"the descriptor cannot be looked at: {error.strerror}"
-            raise Refused("not_ready", what, "send it again", id_=request.id) from error
-        if found is None:
-            raise Refused("bad_request", "the descriptor is no pidfd", "send what pidfd_open gives", id_=request.id)
-        return max(0, found[0])
-
     # ---- lookup ----
 
     def _lookup(self, connection: Connection, request: Request, sent: Line) -> None:
@@ -176,8 +76,8 @@ class Operations:
             self._lookup_now(connection, request, sent)
             return
         self._check_inode(request)
-        self._check_descriptors(request, sent)
-        self._check_numbers(connection, request)
+        check_descriptors(request, sent)
+        self.trust.check_numbers(connection, request)
         question = self._question(connection, request, sent)
         try:
             if self._is_waiting(connection, request, question):
@@ -243,9 +143,9 @@ class Operations:
         assert request.pid is not None
         began = time.perf_counter()
         self._check_inode(request)
-        self._check_descriptors(request, sent)
-        self._check_numbers(connection, request)
-        self._authorise(connection, request, about=request.pid)
+        check_descriptors(request, sent)
+        self.trust.check_numbers(connection, request)
+        self.trust.authorise(connection, request, about=request.pid)
         said = self._said(self._about(connection, request.pid, request), request, clock.read())
         connection.say(self._result(request, said))
         self.took.observe(time.perf_counter() - began)
@@ -261,30 +161,30 @@ class Operations:
         desk = self._desk
         if request.pid is not None:
             pid = request.pid
-            self._authorise(connection, request, about=pid)
+            self.trust.authorise(connection, request, about=pid)
             return _Question(lambda: (self._about(connection, pid, request),), self._mark_of(pid, request))
         if request.pids is not None:
             pids = request.pids
 
             def of_many() -> Sequence[Identity]:
-                self._authorise(connection, request)
+                self.trust.authorise(connection, request)
                 return [self._one(connection, pid, request) for pid in pids]
 
-            self._authorise(connection, request)
-            return _Question(of_many, lambda: [desk.mark(pid) for pid in pids if pid <= _MAX_PID])
+            self.trust.authorise(connection, request)
+            return _Question(of_many, lambda: [desk.mark(pid) for pid in pids if pid <= MAX_PID])
         if request.container_id is not None:
             container, uid = request.container_id, request.pod_uid
             selectors = request.container_selectors
 
             def of_container() -> Sequence[Identity]:
-                self._authorise(connection, request)
+                self.trust.authorise(connection, request)
                 return (desk.lookup_container(container, uid, mode=request.mode, container_selectors=selectors),)
 
-            self._authorise(connection, request)
+            self.trust.authorise(connection, request)
             return _Question(of_container, lambda: None)
         if sent.fds or sent.is_stripped:
-            return self._question_of_pidfd(connection, request, self._number_of(connection, request, sent), sent)
-        self._peer_or_refuse(connection, request)
+            return self._question_of_pidfd(connection, request, self.trust.number_of(connection, request, sent), sent)
+        self.trust.peer_or_refuse(connection, request)
         return _Question(lambda: (self._itself(connection, request),), self._mark_of(connection.peer.pid, request))
 
     def _question_of_pidfd(self, connection: Connection, request: Request, pid: int, sent: Line) -> _Question:
@@ -293,23 +193,17 @@ class Operations:
         fd = os.dup(sent.fds[0]) if waits else sent.fds[0]
 
         def of_pidfd() -> Sequence[Identity]:
-            self._authorise(connection, request)
+            self.trust.authorise(connection, request)
             return (self._desk.lookup_pidfd(fd, **self._how(connection, request)),)
 
         return _Question(of_pidfd, self._mark_of(pid, request), (lambda: os.close(fd)) if waits else None)
-
-    def _peer_or_refuse(self, connection: Connection, request: Request) -> Identity:
-        peer = self.peer(connection)
-        if peer.state is State.GONE:
-            raise Refused("permission_denied", "the process that connected has ended", "connect anew", id_=request.id)
-        return peer
 
     def _how(self, connection: Connection, request: Request) -> dict[str, Any]:
         """How the answer is to come about. By the daemon's own rules for who may ask about itself only: in parity mode
         a process chooses by its files whom it is taken for, and without container selectors it needs to be in none."""
         if request.mode is None and request.container_selectors and not request.parity:
             return {}
-        if not self.trusts(connection):
+        if not self.trust.holds(connection):
             return {"parity": True} if request.parity else {}
         return {
             "mode": request.mode,
@@ -318,12 +212,12 @@ class Operations:
         }
 
     def _mark_of(self, pid: int, request: Request) -> Callable[[], object]:
-        if request.mode is not None or not request.container_selectors or pid > _MAX_PID:
+        if request.mode is not None or not request.container_selectors or pid > MAX_PID:
             return lambda: None  # hangs on more than a mark says
         return lambda: self._desk.mark(pid)
 
     def _one(self, connection: Connection, pid: int, request: Request) -> Identity:
-        if pid > _MAX_PID:
+        if pid > MAX_PID:
             return gone(pid)
         how = self._how(connection, request)
         identity = self._desk.lookup(pid, **how)
@@ -342,7 +236,7 @@ class Operations:
         """The identity of a process; for who may ask about itself only, never that of another one which has got its
         number since it was let pass."""
         identity = self._one(connection, pid, request)
-        if self.trusts(connection) or identity.key == self.peer(connection).key:
+        if self.trust.holds(connection) or identity.key == self.trust.peer(connection).key:
             return identity
         return gone(pid)
 
@@ -375,7 +269,7 @@ class Operations:
             if len(parts) == _SLICE:
                 yield (b"" if is_first else b",") + b",".join(parts)
                 is_first, parts, now = False, [], clock.read()
-                if not self.trusts(connection):
+                if not self.trust.holds(connection):
                     connection.break_off()
                     return
         if parts:
@@ -394,7 +288,7 @@ class Operations:
         connection.say(line({"id": request.id, "ok": True, "result": result}))
 
     def _ps(self, connection: Connection, request: Request, _sent: Line) -> None:
-        self._authorise(connection, request)
+        self.trust.authorise(connection, request)
 
         def found() -> Iterable[Identity]:
             for pid in self._desk.pids():
@@ -405,7 +299,7 @@ class Operations:
         connection.make(self._pieces(connection, request, found()))
 
     def _watch(self, connection: Connection, request: Request, _sent: Line) -> None:
-        self._authorise(connection, request)
+        self.trust.authorise(connection, request)
         if request.id in connection.streams:
             raise Refused("bad_request", "a watch has this id already", "count them", id_=request.id)
         if len(connection.streams) >= _MOST_STREAMS:
@@ -416,7 +310,7 @@ class Operations:
     def pump(self, connection: Connection, most: int) -> bool:
         """Writes events of the connection's watches, as many as it takes; whether there may be more."""
         more = False
-        if not self.trusts(connection):
+        if not self.trust.holds(connection):
             self._end_streams(connection)
         for id_, stream in connection.streams.items():
             now = clock.read()
@@ -433,37 +327,37 @@ class Operations:
 
     def _end_streams(self, connection: Connection) -> None:
         """Whoever watched may not any more."""
-        message, hint = self._why_not(connection, self.peer(connection))
+        message, hint = self.trust.why_not(connection, self.trust.peer(connection))
         for id_, stream in connection.streams.items():
             stream.close()
             connection.out += refusal(Refused("permission_denied", message, hint, id_=id_))
         connection.streams.clear()
 
     def _explain(self, connection: Connection, request: Request, sent: Line) -> None:
-        self._check_descriptors(request, sent)
-        self._check_numbers(connection, request)
+        check_descriptors(request, sent)
+        self.trust.check_numbers(connection, request)
         if request.itself:
-            pid = self._peer_or_refuse(connection, request).key.pid
+            pid = self.trust.peer_or_refuse(connection, request).key.pid
         elif sent.fds or sent.is_stripped:
-            pid = self._number_of(connection, request, sent)
+            pid = self.trust.number_of(connection, request, sent)
         elif request.pid is not None:
             pid = request.pid
         else:
             raise Refused("bad_request", "explain wants a pid, a pidfd or itself", id_=request.id)
-        self._authorise(connection, request, about=pid)
-        if pid > _MAX_PID:
+        self.trust.authorise(connection, request, about=pid)
+        if pid > MAX_PID:
             raise Refused("bad_request", f"{pid} is no process ID", id_=request.id)
-        if self.trusts(connection):
+        if self.trust.holds(connection):
             said = self._desk.explain_record(pid)
         else:
             said = self._desk.explain_record(pid, of_itself=True)
-        self._authorise(connection, request, about=pid)  # and has not ended meanwhile
+        self.trust.authorise(connection, request, about=pid)  # and has not ended meanwhile
         if sent.fds and not pidfd.alive(sent.fds[0]):
             said = self._desk.explain_record(0)  # its number may have been another's by then
         connection.say(line({"id": request.id, "ok": True, "result": said}))
 
     def _status(self, connection: Connection, request: Request, _sent: Line) -> None:
-        self._authorise(connection, request)
+        self.trust.authorise(connection, request)
         connection.say(line({"id": request.id, "ok": True, "result": self._status_of()}))
 
     @staticmethod
