@@ -203,8 +203,11 @@ def test_root_in_a_container_outside_kubernetes_is_not_the_hosts(
 def test_a_container_in_any_hierarchy_is_one(server: Server, node: Node, path: str) -> None:
     """Root whom the tracked hierarchy has on the host and another one in a container is not trusted: which one holds
     the containers may just be changing."""
-    assert node.tracer._feed is not None
-    elsewhere = [mount for mount in node.tracer._feed.mounts if mount is not node.tracer._feed.mount]
+    feed = node.tracer._feed
+    assert feed is not None
+    home = node.cgroup(CART.cgroup())
+    until(lambda: _ask(server.path, ITSELF, cgroups=[home]) and feed.certain, 10, "the hierarchy to be found out")
+    elsewhere = [mount for mount in feed.mounts if mount is not feed.mount]
     for mount in elsewhere[:1] + elsewhere[1:][-1:]:  # none on pure v2; see tests/unit/test_standing.py
         cgroup = Cgroup(mount, path.format(secrets.token_hex(32)))
         try:
