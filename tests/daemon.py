@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from tracer.errors import DaemonUnreachable
 
 
 class Daemon:
-    """A running daemon with its socket in ``folder``, and these further words; ``log`` is what it said so far."""
+    """A running daemon with its socket in ``folder``, and these further words, behind a ``prefix`` perhaps that has it
+    start with less; ``log`` is what it said so far."""
 
-    def __init__(self, folder: Path, *words: str | int, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *words: str | int, environ: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.socket = str(folder / "podtracer.sock")
         self.log: list[str] = []
         self.child = subprocess.Popen(
-            [*COMMAND, "daemon", "--socket", self.socket, *map(str, words)],
+            [*prefix, *COMMAND, "daemon", "--socket", self.socket, *map(str, words)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environ or {})},

@@ -108,5 +108,5 @@ class FakeDesk:
         on_event()
         return stream
 
-    def explain_record(self, pid: int) -> dict[str, Any]:
-        return {"pid": pid, "steps": []}
+    def explain_record(self, pid: int, *, of_itself: bool = False) -> dict[str, Any]:
+        return {"pid": pid, "steps": ["its own"] if of_itself else []}

@@ -32,7 +32,8 @@ def resolved(*selectors: str, **more: Any) -> Answer:
 
 class FakeDaemon:
     """``answer`` is what a look-up is answered, over ``NOTHING``; while it is pending, a look-up that waits waits until
-    ``tell`` says otherwise, or its time is over. An answer that is a string is the code of an error."""
+    ``tell`` says otherwise, or its time is over. An answer that is a string is the code of an error; ``wants_pidfd`` is
+    what a number of another PID namespace gets."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,7 +104,9 @@ class FakeDaemon:
         if asked["op"] == "lookup":
             said = await self._lookup(asked)
         if isinstance(said, str):
-            error = {"code": said, "message": "no", "hint": None}
+            error: Answer = {"code": said, "message": "no", "hint": None}
+            if said == "wants_pidfd":  # whoever asks is in another PID namespace
+                error |= {"code": "bad_request", "wants_pidfd": True}
             line = json.dumps({"id": asked["id"], "ok": False, "error": error})
         else:
             line = json.dumps({"id": asked["id"], "ok": True, "result": said})

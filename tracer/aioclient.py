@@ -6,13 +6,17 @@ async with AsyncClient() as client:
 
 from __future__ import annotations
 
+import array
 import asyncio
+import os
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from tracer import clock, protocol
+from tracer import pidfd as pidfds
 from tracer.client import unreachable
 from tracer.errors import DaemonError
 from tracer.model import Event, Identity
@@ -23,9 +27,14 @@ _QUEUED = 4096  # events of a watch that wait to be taken before the daemon is k
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: requests out, each reply to the queue of its request."""
+    """One connection: requests out, each reply to the queue of its request. ``maker`` is the process that the daemon
+    takes to be asking."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        self.maker = pidfds.whereabouts()
+        self._socket = sock
+        self._writable = asyncio.Event()  # nothing is left to be written before
+        self._writable.set()
         self._lines = protocol.Lines()
         self._number = 0
         self._waiting: dict[Any, asyncio.Queue[Reply | OSError]] = {}
@@ -35,6 +44,13 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.set_write_buffer_limits(0)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -59,6 +75,7 @@ class _Connection(asyncio.Protocol):
 
     def _break(self, error: OSError) -> None:
         self.broken = self.broken or error
+        self._writable.set()
         for queue in self._waiting.values():
             queue.put_nowait(error)
 
@@ -71,6 +88,26 @@ class _Connection(asyncio.Protocol):
         self._waiting[self._number] = queue
         self._transport.write(protocol.request(self._number, op, fields))
         return self._number, queue
+
+    async def ask_with(self, op: str, fields: Mapping[str, Any], fd: int) -> tuple[int, asyncio.Queue[Reply | OSError]]:
+        """As :meth:`ask`, with a descriptor sent beside the line."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        while True:
+            await self._writable.wait()
+            if self.broken is not None or self._transport is None or self._transport.is_closing():
+                raise self.broken or ConnectionResetError("not connected")
+            line = protocol.request(self._number + 1, op, fields)
+            try:
+                sent = self._socket.sendmsg([line], rights)
+            except BlockingIOError:
+                await asyncio.sleep(_FIRST_PAUSE)
+                continue
+            self._number += 1
+            queue: asyncio.Queue[Reply | OSError] = asyncio.Queue()
+            self._waiting[self._number] = queue
+            if sent < len(line):
+                self._transport.write(line[sent:])
+            return self._number, queue
 
     def forget(self, number: int, *, cancel: bool = False) -> None:
         """No more replies of this request are wanted; ``cancel`` ends it in the daemon too."""
@@ -103,6 +140,7 @@ class AsyncClient:
         self._connection: _Connection | None = None
         self._connecting: asyncio.Lock | None = None
         self._was_there = False
+        self._sends_pidfds = False
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -124,6 +162,7 @@ class AsyncClient:
         self,
         pid: int | None = None,
         *,
+        pidfd: int | None = None,
         pidfd_ino: int | None = None,
         start_time: str | None = None,
         start_ns: int | None = None,
@@ -133,24 +172,73 @@ class AsyncClient:
         container_selectors: bool = True,
         parity: bool = False,
     ) -> Identity:
-        """Which workload this process is, or without a number, the caller itself."""
+        """Which workload this process is: by its number here, by a ``pidfd`` of it, or with neither, the caller
+        itself."""
         fields = protocol.lookup_fields(
             pidfd_ino=pidfd_ino, start_time=start_time, start_ns=start_ns, mode=mode, wait=wait,
             settled_wait=settled_wait, container_selectors=container_selectors, parity=parity,
         )  # fmt: skip
-        fields["pid"] = pid
-        return protocol.identity(await self.request("lookup", patience=wait + settled_wait, **fields), clock.read())
+        patience = wait + settled_wait
+        if pid is None:
+            said = await self.request("lookup", fd=pidfd, patience=patience, **fields)
+            return protocol.identity(said, clock.read())
+        try:
+            said = await self._about(pid, "lookup", patience, fields)
+        except ProcessLookupError:
+            return protocol.unknown_here(pid)
+        return protocol.identity(said, clock.read())._replace(asked=pid)
 
     async def lookup_many(self, pids: Sequence[int], *, wait: float = 0.0, parity: bool = False) -> list[Identity]:
         """Which workload each of these processes is, in the order asked."""
         found: list[Identity] = []
+        end = time.monotonic() + wait
         for at in range(0, len(pids), protocol.MAX_PIDS):
             fields = {"parity": parity or None, "labels": True, "wait_ms": round(wait * 1000) or None}
             some = list(pids[at : at + protocol.MAX_PIDS])
-            said = await self.request("lookup", patience=wait, pids=some, **fields)
-            now = clock.read()
-            found += [protocol.identity(each, now) for each in said]
+            if not self._sends_pidfds:
+                try:
+                    said = await self.request("lookup", patience=wait, pids=some, **fields)
+                except DaemonError as error:
+                    if not error.wants_pidfd:
+                        raise
+                    self._sends_pidfds = True
+                else:
+                    now = clock.read()
+                    found += [protocol.identity(each, now) for each in said]
+                    continue
+            found += [await self.lookup(pid, wait=max(0.0, end - time.monotonic()), parity=parity) for pid in some]
         return found
+
+    async def _about(self, pid: int, op: str, patience: float, fields: Mapping[str, Any]) -> Any:
+        """See ``tracer.client.Client``."""
+        if pid == os.getpid() and self._is_ours():
+            return await self._about_itself(op, patience, fields)
+        if not self._sends_pidfds:
+            try:
+                return await self.request(op, patience=patience, **{**fields, "pid": pid})
+            except DaemonError as error:
+                if not error.wants_pidfd:
+                    raise
+                self._sends_pidfds = True
+        if pidfds.is_own(pid) and self._is_ours():
+            return await self._about_itself(op, patience, fields)
+        try:
+            fd = pidfds.of(pid)
+        except ProcessLookupError:
+            raise
+        except OSError:
+            return await self.request(op, patience=patience, **{**fields, "pid": pid})
+        try:
+            return await self.request(op, fd=fd, patience=patience, **fields)
+        finally:
+            os.close(fd)
+
+    async def _about_itself(self, op: str, patience: float, fields: Mapping[str, Any]) -> Any:
+        itself = {"itself": True} if op == "explain" else {}
+        return await self.request(op, patience=patience, **fields, **itself)
+
+    def _is_ours(self) -> bool:
+        return self._connection is None or self._connection.maker == pidfds.whereabouts()
 
     async def lookup_container(
         self,
@@ -178,8 +266,11 @@ class AsyncClient:
 
     async def explain(self, pid: int) -> dict[str, Any]:
         """How the answer for a process came to be, as ``podtracer explain -o json`` prints it."""
-        answer: dict[str, Any] = await self.request("explain", pid=pid)
-        return answer
+        try:
+            answer: dict[str, Any] = await self._about(pid, "explain", 0.0, {})
+        except ProcessLookupError:
+            raise DaemonError("bad_request", "no process has this PID here", str(pid), "name one that runs") from None
+        return {**answer, "asked": pid} if "asked" in answer else answer
 
     async def status(self) -> dict[str, Any]:
         """How the daemon fares: its sources, counters and settings."""
@@ -216,16 +307,19 @@ class AsyncClient:
         finally:
             connection.close()
 
-    async def request(self, op: str, *, patience: float = 0.0, **fields: Any) -> Any:
+    async def request(self, op: str, *, fd: int | None = None, patience: float = 0.0, **fields: Any) -> Any:
         """The result of one request, as the daemon says it; ``patience`` is how long it may wait beside ``timeout``.
-        When the task is cancelled, the daemon is told."""
+        ``fd`` is sent along; one that is not open raises ``OSError``. When the task is cancelled, the daemon is told.
+        """
+        if fd is not None:
+            os.fstat(fd)
         end = time.monotonic() + self._timeout + patience
         while True:
             try:
                 async with asyncio.timeout(max(0.001, end - time.monotonic())):
                     connection = await self._connected(end)
                     try:
-                        return await self._ask(connection, op, fields)
+                        return await self._ask(connection, op, fields, fd)
                     except TimeoutError:
                         raise
                     except OSError:
@@ -233,10 +327,14 @@ class AsyncClient:
             except OSError as error:
                 raise unreachable(self.path, error) from error
 
-    async def _ask(self, connection: _Connection, op: str, fields: Mapping[str, Any]) -> Any:
+    async def _ask(self, connection: _Connection, op: str, fields: Mapping[str, Any], fd: int | None) -> Any:
         nonce: str | None = None
+        sends_again = fd is not None
         while True:
-            number, queue = connection.ask(op, {**fields, "nonce": nonce})
+            if fd is None:
+                number, queue = connection.ask(op, {**fields, "nonce": nonce})
+            else:
+                number, queue = await connection.ask_with(op, {**fields, "nonce": nonce}, fd)
             try:
                 said = await queue.get()
             except asyncio.CancelledError:
@@ -247,6 +345,9 @@ class AsyncClient:
                 raise said
             if said.error is None:
                 return said.result
+            if sends_again and said.error.code == "not_ready":
+                sends_again = False  # a descriptor is taken once it is known who sends it
+                continue
             if said.nonce is None or nonce is not None:
                 raise said.error
             nonce = said.nonce
@@ -274,5 +375,13 @@ class AsyncClient:
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        _, made = await loop.create_unix_connection(_Connection, self.path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, self.path)
+            _, made = await loop.create_unix_connection(lambda: _Connection(sock), sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._sends_pidfds = False
         return made

@@ -10,6 +10,7 @@ anew: requests only read, so that they can be sent twice.
 from __future__ import annotations
 
 import array
+import os
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer import clock, protocol
+from tracer import pidfd as pidfds
 from tracer.errors import DaemonError, DaemonUnreachable
 from tracer.model import Event, Identity
 from tracer.protocol import DEFAULT_SOCKET, Reply
@@ -29,9 +31,11 @@ _ABSENT = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
 
 
 class Connection:
-    """One connection to the daemon: lines out, replies in. Raises ``OSError`` when it breaks."""
+    """One connection to the daemon: lines out, replies in. Raises ``OSError`` when it breaks. ``maker`` is the process
+    that the daemon takes to be asking, also where a child of it does."""
 
     def __init__(self, path: str, timeout: float | None) -> None:
+        self.maker = pidfds.whereabouts()
         self._replies: deque[Reply] = deque()
         self._lines = protocol.Lines()
         self._number = 0
@@ -113,6 +117,7 @@ class Client:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._was_there = False
+        self._sends_pidfds = False
 
     def __enter__(self) -> Client:
         return self
@@ -131,6 +136,7 @@ class Client:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._sends_pidfds = False
 
     # ---- asking ----
 
@@ -150,6 +156,9 @@ class Client:
     ) -> Identity:
         """Which workload this process is: by its number, by a ``pidfd`` of it, or with neither, the caller itself.
 
+        The number is one of the caller's own PID namespace, as is ``asked`` in the answer; that of its ``key`` is the
+        daemon's. Where the two differ a pidfd of the process is sent; that of the caller itself needs none.
+
         ``pidfd_ino`` (the inode of the pidfd), ``start_ns`` or ``start_time`` (as in an identity's JSON) say which
         process of this number is meant: another one is ``gone``. ``wait`` is how long the answer may take in seconds
         while it is ``pending``, ``settled_wait`` while it is not ``settled``. ``mode`` is ``strict`` or ``parity``,
@@ -160,17 +169,67 @@ class Client:
             pidfd_ino=pidfd_ino, start_time=start_time, start_ns=start_ns, mode=mode, wait=wait,
             settled_wait=settled_wait, container_selectors=container_selectors, parity=parity,
         )  # fmt: skip
-        fields["pid"] = pid
-        return protocol.identity(self.request("lookup", fd=pidfd, patience=wait + settled_wait, **fields), clock.read())
+        patience = wait + settled_wait
+        if pid is None:
+            return protocol.identity(self.request("lookup", fd=pidfd, patience=patience, **fields), clock.read())
+        try:
+            said = self._about(pid, "lookup", patience, fields)
+        except ProcessLookupError:
+            return protocol.unknown_here(pid)
+        return protocol.identity(said, clock.read())._replace(asked=pid)
 
     def lookup_many(self, pids: Sequence[int], *, wait: float = 0.0, parity: bool = False) -> list[Identity]:
-        """Which workload each of these processes is, in the order asked; a thousand are asked for at a time."""
+        """Which workload each of these processes is, in the order asked; a thousand are asked for at a time, or one
+        after the other where the daemon's PID namespace is another one."""
         found: list[Identity] = []
+        end = time.monotonic() + wait
         for at in range(0, len(pids), protocol.MAX_PIDS):
             fields = {"parity": parity or None, "labels": True, "wait_ms": round(wait * 1000) or None}
             some = list(pids[at : at + protocol.MAX_PIDS])
-            found += self.identities(self.request("lookup", patience=wait, pids=some, **fields))
+            if not self._sends_pidfds:
+                try:
+                    found += self.identities(self.request("lookup", patience=wait, pids=some, **fields))
+                    continue
+                except DaemonError as error:
+                    if not error.wants_pidfd:
+                        raise
+                    self._sends_pidfds = True
+            found += [self.lookup(pid, wait=max(0.0, end - time.monotonic()), parity=parity) for pid in some]
         return found
+
+    def _about(self, pid: int, op: str, patience: float, fields: Mapping[str, Any]) -> Any:
+        """What the daemon answers about the process that has this number here. Raises ``ProcessLookupError`` where none
+        has, and the daemon's PID namespace is another one."""
+        if pid == os.getpid() and self._is_ours():
+            return self._about_itself(op, patience, fields)
+        if not self._sends_pidfds:
+            try:
+                return self.request(op, patience=patience, **{**fields, "pid": pid})
+            except DaemonError as error:
+                if not error.wants_pidfd:
+                    raise
+                self._sends_pidfds = True
+        if pidfds.is_own(pid) and self._is_ours():
+            return self._about_itself(op, patience, fields)
+        try:
+            fd = pidfds.of(pid)
+        except ProcessLookupError:
+            raise
+        except OSError:  # not allowed, or not known to this kernel: the daemon says that the number does not do
+            return self.request(op, patience=patience, **{**fields, "pid": pid})
+        try:
+            return self.request(op, fd=fd, patience=patience, **fields)
+        finally:
+            os.close(fd)
+
+    def _about_itself(self, op: str, patience: float, fields: Mapping[str, Any]) -> Any:
+        itself = {"itself": True} if op == "explain" else {}
+        return self.request(op, patience=patience, **fields, **itself)
+
+    def _is_ours(self) -> bool:
+        """Whether the daemon takes a question about who asks to be about this process."""
+        with self._lock:
+            return self._connection is None or self._connection.maker == pidfds.whereabouts()
 
     def lookup_container(
         self,
@@ -201,9 +260,13 @@ class Client:
         return [protocol.identity(each, now) for each in said]
 
     def explain(self, pid: int) -> dict[str, Any]:
-        """How the answer for a process came to be, as ``podtracer explain -o json`` prints it."""
-        answer: dict[str, Any] = self.request("explain", pid=pid)
-        return answer
+        """How the answer for a process came to be, as ``podtracer explain -o json`` prints it. The number is one of the
+        caller's own PID namespace, as of :meth:`lookup`."""
+        try:
+            answer: dict[str, Any] = self._about(pid, "explain", 0.0, {})
+        except ProcessLookupError:
+            raise DaemonError("bad_request", "no process has this PID here", str(pid), "name one that runs") from None
+        return {**answer, "asked": pid} if "asked" in answer else answer
 
     def status(self) -> dict[str, Any]:
         """How the daemon fares: its sources, counters and settings."""
@@ -214,13 +277,20 @@ class Client:
         """The daemon's version."""
         return str(self.request("version")["version"])
 
+    def counts_alike(self) -> bool:
+        """Whether the daemon is in the caller's PID namespace, so that its numbers mean the same processes here."""
+        return self.request("version").get("same_pid_namespace") is True
+
     def watch(self, *, snapshot: bool = True, parity: bool = False) -> ClientWatch:
         """A stream of events on a connection of its own: first what runs already, then live."""
         fields = {"snapshot": None if snapshot else False, "parity": parity or None, "labels": True}
         return ClientWatch(self._connected(), fields, self.path, self._timeout)
 
     def request(self, op: str, *, fd: int | None = None, patience: float = 0.0, **fields: Any) -> Any:
-        """The result of one request, as the daemon says it; ``patience`` is how long it may wait beside ``timeout``."""
+        """The result of one request, as the daemon says it; ``patience`` is how long it may wait beside ``timeout``.
+        ``fd`` is sent along; one that is not open raises ``OSError``."""
+        if fd is not None:
+            os.fstat(fd)
         with self._lock:
             end = time.monotonic() + self._timeout + patience
             while True:

@@ -154,7 +154,7 @@ class Daemon:
             self._tracer.reconfigure(replace(settings, **kept))
             self._serving = replace(serving, socket=self._serving.socket, http=self._serving.http)
             if self._server is not None:
-                self._server.operations.access = self._serving.access()
+                self._server.operations.trust.access = self._serving.access()
             _log.info("the configuration was read again")
         except TracerError as error:
             hint = f" (hint: {error.hint})" if error.hint else ""
@@ -194,7 +194,7 @@ class Daemon:
                 "turned_away": server.turned_away,
                 "waiting": len(server.operations.waits),
                 "lookups": dict(server.operations.lookups),
-                "refused": server.operations.refused,
+                "refused": server.operations.trust.refused,
             }
         return said
 
@@ -223,7 +223,7 @@ class Daemon:
             lost=tracer.lost,
             repairs=tracer.counters()["repairs"],
             lookups=server.operations.lookups,
-            refused=server.operations.refused,
+            refused=server.operations.trust.refused,
             took=server.operations.took,
             ready=tracer.ready_times,
             processes=len(tracer.pids()),

@@ -75,7 +75,10 @@ class BusyError(TracerError):
 
 
 class DaemonError(TracerError):
-    """The daemon answered with an error; ``code`` is its fixed word (``bad_request``, ``permission_denied`` …)."""
+    """The daemon answered with an error; ``code`` is its fixed word (``bad_request``, ``permission_denied`` …).
+    ``wants_pidfd`` says that it wants a pidfd in place of a number, which is one of another PID namespace."""
+
+    wants_pidfd = False
 
     def __init__(self, code: str, what: str, obj: str | None = None, hint: str | None = None) -> None:
         super().__init__(what, obj, hint)

@@ -1,7 +1,14 @@
-"""The explanation of one process as JSON: its identity, each step on the way to it, and what entries say to it."""
+"""The explanation of one process as JSON: its identity, each step on the way to it, and what entries say to it.
+
+A process that may ask about itself only is told its own way and nothing of others: not which entries it misses, whose
+SPIFFE IDs and selectors are others'; not what SPIRE would answer to a container that its files name and its cgroup does
+not, since whoever nests a cgroup called like another pod's would read that pod's selectors there; and not how many pods
+the node has.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tracer.ages import age
@@ -30,30 +37,45 @@ if TYPE_CHECKING:
 _OF_PODS = ("not_listed", "not_listed_yet", "no_pod_yet", "namespace_labels", "conflict", "deleted", "stale", "sandbox")
 
 
-def record(found: Explained, now: Clock) -> dict[str, Any]:
-    """All that is known of a process, as ``podtracer explain -o json`` prints it, no entries compared yet."""
+def record(found: Explained, now: Clock, *, of_itself: bool = False) -> dict[str, Any]:
+    """All that is known of a process, as ``podtracer explain -o json`` prints it, no entries compared yet; without
+    what is about others where it is told to the process ``of_itself``."""
+    identity = found.identity
+    is_known = identity.state is State.RESOLVED and identity.parity is True
+    if of_itself and identity.mode != "parity" and not is_known:
+        found = replace(found, outcome=None)
     return {
         **found.identity.to_dict(now),
         "unix": None if found.unix is None else list(found.unix),
         "lines": line_dicts(found.answer),
         "parity_answer": parity_dict(found.answer, found.outcome),
         "entries": None,
-        "steps": [step.to_dict() for step in _steps(found, now)],
+        "steps": [step.to_dict() for step in _steps(found, now, of_itself=of_itself)],
     }
 
 
-def compare(said: dict[str, Any], entries: Entries, agent_id: str | None, file: str | None, now: float) -> None:
+def compare(
+    said: dict[str, Any],
+    entries: Entries,
+    agent_id: str | None,
+    file: str | None,
+    now: float,
+    *,
+    of_itself: bool = False,
+) -> None:
     """Adds to a record what registration entries, of this agent or of any, say to the process; ``now`` is seconds of
-    the epoch."""
+    the epoch. Of those that do not match nothing is told to the process ``of_itself``."""
     report = None
     if said["state"] in (State.RESOLVED, State.HOST):
         report = entries.report(said["selectors"], said["unix"], agent_id, now)
+        if of_itself:
+            report = replace(report, near=(), undecided=(), near_left_out=0)
     said["entries"] = report.to_dict() if report else None
     step = entries_step(report, file).to_dict()
     said["steps"] = [step if each["title"] == ENTRIES else each for each in said["steps"]]
 
 
-def _steps(found: Explained, now: Clock) -> list[Step]:
+def _steps(found: Explained, now: Clock, *, of_itself: bool) -> list[Step]:
     identity, workload = found.identity, found.identity.workload
     if identity.state is State.GONE:
         return [Step("Kernel record", ("no process has this PID now",), True, hint("gone"))]
@@ -67,7 +89,7 @@ def _steps(found: Explained, now: Clock) -> list[Step]:
         Step("Cgroup", (f"hierarchy {found.hierarchy}, cgroup id {number}", path or "its path is not known")),
         lines_step(found.answer),
         container_step(path, match, found.strict, ends=ends and not in_pods),
-        pods_step(workload, _of_list(found, now), ends=ends and in_pods),
+        pods_step(workload, _of_list(found, now, counts=not of_itself), ends=ends and in_pods),
         selectors_step(workload),
         entries_step(None, None),
         parity_step(found.strict, found.answer, found.outcome, identity.parity),
@@ -89,8 +111,9 @@ def _record(found: Explained, now: Clock) -> Step:
     )
 
 
-def _of_list(found: Explained, now: Clock) -> list[str]:
+def _of_list(found: Explained, now: Clock, *, counts: bool) -> list[str]:
     if found.pods is None or found.pods_at is None:
         return ["no pod list has come yet: see whether the kubelet answers"]
     old = age(max(0.0, (now.now - found.pods_at) / 1e6))
-    return [f"the newest list has {found.pods} pods, from {found.pods_from or '-'}, fetched {old} ago"]
+    what = f"has {found.pods} pods, from" if counts else "is from"
+    return [f"the newest list {what} {found.pods_from or '-'}, fetched {old} ago"]

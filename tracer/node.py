@@ -264,14 +264,17 @@ class Tracer(About):
         """All that is known of a process, and how: for whoever asks why its identity is what it is."""
         return self._lookups.explain(pid)
 
-    def explain_record(self, pid: int) -> dict[str, Any]:
-        """The same as ``podtracer explain -o json`` prints it, with what the entries say where there are any."""
+    def explain_record(self, pid: int, *, of_itself: bool = False) -> dict[str, Any]:
+        """The same as ``podtracer explain -o json`` prints it, with what the entries say where there are any.
+        ``of_itself`` is for the process itself, which is told nothing of others: see ``tracer.explaining``."""
         from tracer import explaining
 
-        said = explaining.record(self.explain(pid), clock.read())
+        said = explaining.record(self.explain(pid), clock.read(), of_itself=of_itself)
         entries = self._lookups.issuing.entries if self._lookups.issuing is not None else None
         if entries is not None:
-            explaining.compare(said, entries, self.settings.agent_id, self.settings.entries_file, time.time())
+            explaining.compare(
+                said, entries, self.settings.agent_id, self.settings.entries_file, time.time(), of_itself=of_itself
+            )
         return said
 
     def mark(self, pid: int) -> object:

@@ -41,14 +41,78 @@ def inode(fd: int) -> int:
 def number(fd: int) -> int | None:
     """The PID behind a pidfd in our PID namespace; ``None`` when it has ended or is not visible here."""
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("Pid:"):
-                    pid = int(line[4:])
-                    return pid if pid > 0 else None
+        found = numbers(fd)
     except OSError:
-        pass
-    return None
+        return None
+    return found[0] if found and found[0] > 0 else None
+
+
+def numbers(fd: int) -> tuple[int, ...] | None:
+    """The PIDs of the process behind a pidfd, in our PID namespace first (-1 when it has ended, 0 when it is not
+    visible here), then in each one further in down to its own (``NSpid``, Linux 5.5). So a single number above 0 is
+    that of a process of our very PID namespace. ``None`` for a descriptor that is no pidfd. Raises ``OSError`` where it
+    cannot be told.
+
+    Never touches the file behind any other descriptor: whoever sent it may keep us waiting there."""
+    found: tuple[int, ...] | None = None
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, _, values = line.partition(":")
+            if name == "Pid" or (name == "NSpid" and found is not None):
+                found = tuple(map(int, values.split()))
+    return found or None
+
+
+def of(pid: int) -> int:
+    """A new pidfd of the process, by a thread's number too, as ``/proc`` has it. Raises ``OSError``:
+    ``ProcessLookupError`` where there is no such process here."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+        leader = _leader(pid)
+        if leader is None or leader == pid:
+            raise
+    fd = os.pidfd_open(leader)
+    if _leader(pid) != leader:  # the thread has ended, and its number may have been another's
+        os.close(fd)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return fd
+
+
+def whereabouts() -> tuple[int, int]:
+    """What tells the calling process from the one that it was forked from: its number, and the inode of the PID
+    namespace in which that is its number."""
+    try:
+        return os.getpid(), os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return os.getpid(), 0
+
+
+def is_own(pid: int) -> bool:
+    """Whether this is the number of the calling process, or of one of its threads."""
+    return pid == os.getpid() or (proc_counts_alike() and os.path.exists(f"/proc/self/task/{pid}"))
+
+
+def proc_counts_alike() -> bool:
+    """Whether ``/proc`` is that of our PID namespace: after ``unshare --pid`` it may be still the one of outside, whose
+    numbers are others."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return any(line.split() == ["NSpid:", str(os.getpid())] for line in file)
+    except OSError:
+        return False
+
+
+def _leader(tid: int) -> int | None:
+    if not proc_counts_alike():
+        return None
+    try:
+        with open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as file:
+            return next((int(line[5:]) for line in file if line.startswith("Tgid:")), None)
+    except OSError:
+        return None
 
 
 @cache

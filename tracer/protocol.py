@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from tracer.errors import DaemonError
-from tracer.model import Cgroup, Clock, Event, Identity, Process, ProcessKey, Source, State, Workload
+from tracer.model import GONE, Cgroup, Clock, Event, Identity, Process, ProcessKey, Source, State, Workload
 
 DEFAULT_SOCKET = "/run/podtracer/podtracer.sock"
 NOBODY = "no daemon listens"
@@ -56,6 +56,7 @@ def reply(line: bytes) -> Reply:
             return Reply(said["id"], said["result"])
         error = said["error"]
         told = DaemonError(str(error["code"]), str(error["message"]), None, error.get("hint"))
+        told.wants_pidfd = error.get("wants_pidfd") is True
         return Reply(said.get("id"), error=told, nonce=error.get("nonce"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DaemonError("internal", "the daemon sent what is no answer", None, "is it podtracer's socket?") from error
@@ -102,6 +103,11 @@ def lookup_fields(
         "parity": parity or None,
         "labels": True,
     }
+
+
+def unknown_here(pid: int) -> Identity:
+    """The answer for a number that no process has in the PID namespace of who asks."""
+    return Identity(ProcessKey(0, 0), pid, GONE)
 
 
 def identity(said: Mapping[str, Any], clock: Clock) -> Identity:

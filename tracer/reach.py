@@ -55,6 +55,7 @@ class _Error(msgspec.Struct, frozen=True):
     message: str
     hint: str | None = None
     nonce: str | None = None
+    wants_pidfd: bool = False
 
 
 class _Reply(msgspec.Struct, frozen=True):
@@ -135,7 +136,9 @@ class _Connection(asyncio.Protocol):
         if reply is None:
             return None
         if reply.error is not None:
-            raise DaemonError(reply.error.code, reply.error.message, None, reply.error.hint)
+            error = DaemonError(reply.error.code, reply.error.message, None, reply.error.hint)
+            error.wants_pidfd = reply.error.wants_pidfd
+            raise error
         return reply.result or Result()
 
     async def _ask(self, request: dict[str, Any], deadline: float) -> _Reply | None:
@@ -153,6 +156,11 @@ class _Connection(asyncio.Protocol):
             raise
         finally:
             del self.asked[number]
+
+
+def _is_unusable(error: DaemonError) -> bool:
+    """Whether this daemon is of no use to us; a PID that an agent has from another PID namespace means nobody there."""
+    return error.code in _UNUSABLE or error.wants_pidfd
 
 
 def _unusable(error: DaemonError, path: str) -> DaemonUnreachable:
@@ -204,7 +212,7 @@ class Daemon:
         try:
             return await connection.ask({"op": op, **fields}, deadline)
         except DaemonError as error:
-            if error.code in _UNUSABLE:
+            if _is_unusable(error):
                 connection.end(_unusable(error, self.path))
             raise
 
@@ -243,7 +251,7 @@ class Daemon:
                 await made.ask({"op": "lookup", "pid": self._probe_pid}, loop.time() + 1.0)
         except DaemonError as error:
             assert made is not None
-            if error.code in _UNUSABLE:
+            if _is_unusable(error):
                 made.end(_unusable(error, self.path))
                 raise _unusable(error, self.path) from error
         except BaseException as error:

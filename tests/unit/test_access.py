@@ -24,8 +24,9 @@ def _peer(workload: Workload) -> Identity:
         (HOST, 1000, (), False),
         (HOST, 1000, (GROUP,), True),
         (HOST, 1000, (GROUP + 1,), False),
-        (Workload(State.HOST, "conmon"), 0, (), True),
-        (Workload(State.HOST, "not_a_pod"), 0, (), True),
+        (Workload(State.HOST, "conmon"), 0, (GROUP,), False),
+        (Workload(State.HOST, "not_a_pod"), 0, (GROUP,), False),
+        (Workload(State.HOST, "a_reason_of_a_later_release"), 0, (GROUP,), False),
         (Workload(State.HOST, "sandbox"), 0, (GROUP,), False),
         (Workload(State.HOST, "pod_cgroup"), 0, (GROUP,), False),
         (Workload(State.HOST, "outside_root"), 0, (GROUP,), False),
@@ -39,7 +40,8 @@ def _peer(workload: Workload) -> Identity:
     ],
 )
 def test_who_may_ask_about_others(workload: Workload, uid: int, gids: tuple[int, ...], may: bool) -> None:
-    """Root of the host, members of the group on the host, and pods with all selectors of one set."""
+    """Root of the host, members of the group on the host, and pods with all selectors of one set; nobody in whose
+    cgroup anything of a container was seen, be it Docker's or a pod's."""
     assert Access(GROUP, SETS).may_ask_about_others(_peer(workload), uid, frozenset(gids)) is may
 
 
@@ -49,10 +51,25 @@ def test_without_a_group_nobody_is_in_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "workload", [HOST, CART, PENDING, Workload(State.HOST, "sandbox"), Workload(State.UNKNOWN), gone(1).workload]
+    "workload",
+    [
+        HOST,
+        CART,
+        PENDING,
+        Workload(State.HOST, "sandbox"),
+        Workload(State.HOST, "not_a_pod"),
+        Workload(State.UNKNOWN),
+        gone(1).workload,
+    ],
 )
 def test_a_refusal_says_why_and_what_to_do(workload: Workload) -> None:
     """Each kind of peer that may not is told something."""
     message, hint = why_not(_peer(workload))
     assert message
     assert hint
+
+
+def test_root_whom_its_namespaces_give_away_is_not_called_an_ordinary_user() -> None:
+    """Whoever might ask by its cgroup and number is told of namespaces and containers."""
+    assert "namespaces" in why_not(_peer(HOST), would_be=True)[0]
+    assert "ordinary user" in why_not(_peer(HOST))[0]

@@ -449,7 +449,7 @@ def test_a_wait_is_no_silence(tmp_path: Path) -> None:
     run(ask())
 
 
-@pytest.mark.parametrize("code", ["permission_denied", "not_ready"])
+@pytest.mark.parametrize("code", ["permission_denied", "not_ready", "wants_pidfd"])
 def test_a_daemon_that_does_not_answer_us_is_as_none_until_it_does(tmp_path: Path, code: str) -> None:
     async def ask(port: int) -> None:
         async with lab(tmp_path, port=port) as made:

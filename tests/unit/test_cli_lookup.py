@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,6 +70,17 @@ def test_without_wait_a_pending_answer_is_given_at_once() -> None:
     tracer = known()
     tracer.later = {9: identity(9, CART)}
     assert lookup(tracer, "9") == 75
+
+
+def test_self_is_podtracers_own_process(capsys: pytest.CaptureFixture[str]) -> None:
+    """Among others, and on stdin too."""
+    tracer = known()
+    assert lookup(tracer, "self", "7", "-o", "json") == 1
+    asked = [call[1] for call in tracer.calls if call[0] == "lookup"]
+    assert asked == [os.getpid(), 7]
+    capsys.readouterr()
+    assert program(b"self\n", "-", "-o", "name").stdout == b"-/-/-\n"
+    assert lookup(known(), "Self") == 2
 
 
 def test_a_bad_wait_is_a_usage_error() -> None:

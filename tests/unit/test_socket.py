@@ -644,7 +644,7 @@ def _with_fds(peer: Peer, data: bytes, *fds: int) -> None:
 
 
 def test_a_pidfd_that_is_sent_along_says_who_is_meant(desk: FakeDesk, served: Served) -> None:
-    """It belongs to the line that it came with, not to those before it; what is no pidfd is nobody's."""
+    """It belongs to the line that it came with, not to those before it; what is no pidfd gets an error."""
     desk.workloads[os.getpid()] = HOST
     child = subprocess.Popen(["sleep", "100"])
     desk.workloads[child.pid] = CART
@@ -660,7 +660,7 @@ def test_a_pidfd_that_is_sent_along_says_who_is_meant(desk: FakeDesk, served: Se
             _with_fds(peer, b'{"id":4,"op":"lookup"}\n', null.fileno())
         said = peer.line()
         assert said is not None
-        assert said["result"]["state"] == "gone"
+        assert said["error"]["code"] == "bad_request"
     finally:
         os.close(fd)
         child.kill()

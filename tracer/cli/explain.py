@@ -14,7 +14,7 @@ from tracer import explanation as steps
 from tracer.cli import options, steps_text
 from tracer.cli.app import App, pass_app, warn
 from tracer.cli.output import Out, to_json
-from tracer.cli.params import OneOf, Pid, Text
+from tracer.cli.params import OneOf, PidOrSelf, Text
 from tracer.errors import InputError, ParityError, UsageError
 from tracer.explanation import Step
 from tracer.identity import offline, parity
@@ -43,7 +43,7 @@ Exit code: of a PID as of lookup; of files 0 found, 1 not, 2 when one cannot be 
 
 
 @click.command("explain", cls=options.Command, epilog=EXAMPLES)
-@click.argument("pid", metavar="[PID]", type=Pid(), required=False)
+@click.argument("pid", metavar="[PID]", type=PidOrSelf(), required=False)
 @click.option("--cgroup-file", type=Text(), metavar="F", help="A copy of /proc/PID/cgroup, in place of a PID.")
 @click.option("--mountinfo-file", type=Text(), metavar="F", help="A copy of /proc/PID/mountinfo, for parity.")
 @click.option("--pods-file", type=Text(), metavar="F", help="A pod list, for files in place of a PID.")
@@ -54,13 +54,13 @@ Exit code: of a PID as of lookup; of files 0 found, 1 not, 2 when one cannot be 
 def command(app: App, /, pid: int | None, format_: str, **given: Any) -> int:
     """Tell step by step which workload a process is, and where the way ended if that cannot be said.
 
-    Of a process of this node, or, asking nobody and without root, of files from anywhere.
+    Of a process of this node, self for podtracer's own, or, asking nobody and without root, of files from anywhere.
     """
     named = [f"--{key.replace('_', '-')}" for key, value in given.items() if value is not None]
     if pid is not None and named:
         raise UsageError("files stand in for a process, and a PID was given too", named[0], "leave one of them out")
     if pid is None and not (given["cgroup_file"] or given["mountinfo_file"]):
-        raise UsageError("neither a PID nor a file is given", "PID", "give a PID, or --cgroup-file F")
+        raise UsageError("neither a PID nor a file is given", "PID", "give a PID or self, or --cgroup-file F")
     path = app.value("entries-file")
     entries = entries_file.read(path) if path is not None else None
     if pid is not None:

@@ -11,7 +11,7 @@ import click
 from tracer import clock
 from tracer.cli import identities, options
 from tracer.cli.app import App, Tracer, pass_app
-from tracer.cli.params import Duration, Pid
+from tracer.cli.params import Duration, PidOrSelf
 from tracer.errors import UsageError
 from tracer.model import Identity, State
 
@@ -24,6 +24,7 @@ Examples:
   podtracer lookup 4321                    one process
   podtracer lookup 4321 4322 -o json       two, one object a line
   pgrep nginx | podtracer lookup - -o name
+  podtracer lookup self                    podtracer's own process, in a pod that pod's
   podtracer lookup 4321 --wait=5s -o selectors
   podtracer lookup 4321 -o jsonpath='{.pod}{" "}{.selectors[*]}'
 \b
@@ -52,7 +53,7 @@ class _Wait(Duration):
 def command(app: App, /, pids: tuple[str, ...], **given: Any) -> int:
     """Say which workload each process is; - reads process IDs from stdin, one a line.
 
-    A thread's ID is answered as its process. In the order asked.
+    A thread's ID is answered as its process, self as podtracer's own. In the order asked.
     """
     asked = [text if text == "-" else _pid(text, "PID") for text in pids]
     printer = identities.printer(app, given)
@@ -98,6 +99,8 @@ def _from_stdin() -> Iterator[int]:
 
 def _pid(text: str, obj: str) -> int:
     try:
-        return Pid().convert(text, None, None)
+        return PidOrSelf().convert(text, None, None)
     except click.BadParameter as error:
-        raise UsageError(error.message, obj, "give process IDs, or - to read them from stdin") from None
+        raise UsageError(
+            error.message, obj, "give process IDs, self for podtracer itself, or - to read them from stdin"
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,14 @@ class Pid(Whole):
         if not isinstance(value, str | int) or not _PID.fullmatch(str(value)) or not 1 <= int(value) <= self.most:
             self.fail(f"{value!r} is no process ID", param, ctx)
         return int(value)
+
+
+class PidOrSelf(Pid):
+    """A process ID, or ``self`` for podtracer's own process, as whoever is asked sees it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number that ``value`` says."""
+        return os.getpid() if value == "self" else super().convert(value, param, ctx)
 
 
 class Text(ParamType):

@@ -8,11 +8,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from tracer import pidfd
 from tracer.cli import configuration
 from tracer.cli.app import say, warn
 from tracer.cli.configuration import Value
 from tracer.client import Client, ClientWatch
-from tracer.model import Event, Identity
+from tracer.model import Event, Identity, ProcessKey
 from tracer.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,15 +57,16 @@ class RemoteTracer:
         }
         self._issuing: Issuing | None = None
         self._entries_file: EntriesFile | None = None
+        # Our number for the process that was asked about last, where the daemon's are those of another PID namespace.
+        self._numbers: dict[ProcessKey, int] | None = None
 
     def __enter__(self) -> Self:
         if self._settings.entries_file is not None:
             from tracer.issuing import Issuing
-            from tracer.kernel import procfs
             from tracer.sources.entries_file import EntriesFile
 
-            where = self._settings.procfs
-            issuing = Issuing(self._settings.agent_id, lambda key: procfs.unix_selectors(where, key.pid))
+            self._numbers = None if self._client.counts_alike() else {}
+            issuing = Issuing(self._settings.agent_id, self._unix_selectors)
             self._issuing = issuing
             self._entries_file = EntriesFile(
                 self._settings.entries_file, on_entries=lambda entries: _ignore(issuing.take(entries)), warn=warn
@@ -91,7 +93,10 @@ class RemoteTracer:
 
     def lookup(self, pid: int, *, verify: bool = False, parity: bool = False) -> Identity:  # noqa: ARG002
         """The identity of a process."""
-        return self._issued(self._client.lookup(pid, parity=parity, **self._how))
+        identity = self._client.lookup(pid, parity=parity, **self._how)
+        if self._numbers is not None:
+            self._numbers = {identity.key: pid}
+        return self._issued(identity)
 
     def ps(self, *, parity: bool = False) -> list[Identity]:
         """The identities of all processes."""
@@ -112,6 +117,15 @@ class RemoteTracer:
         if self._issuing is None or event.identity is None:
             return event
         return replace(event, identity=self._issuing.identity(event.identity))
+
+    def _unix_selectors(self, key: ProcessKey) -> tuple[str, ...] | None:
+        """Those of a process, by its number here; ``None`` for one whose number here nobody knows."""
+        from tracer.kernel import procfs
+
+        number = key.pid if self._numbers is None else self._numbers.get(key)
+        if self._numbers is not None and not pidfd.proc_counts_alike():
+            return None
+        return None if number is None else procfs.unix_selectors(self._settings.procfs, number)
 
     def _issued(self, identity: Identity) -> Identity:
         return identity if self._issuing is None else self._issuing.identity(identity)

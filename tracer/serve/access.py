@@ -1,7 +1,8 @@
 """Who may ask about whom: decided for each peer and each request, by who the peer is. Pure.
 
 Anyone about itself. About others a process of the host that is root's or in the group of the socket, and a pod whose
-selectors were named. Root in a container is not root here: whoever is not known to be of the host counts as a pod.
+selectors were named. Root in a container is not root here, whoever made the container: who is not known to be of the
+host counts as a pod. Here that is told by the cgroup; what else has to agree, ``standing`` says.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 from tracer.model import Identity, State
 
+_OF_HOST = "no_container"
+"""The one reason for ``host`` that says that nothing of a container was seen."""
 # Of the host by their state, but within a pod, or within what looks like one.
 _IN_PODS = ("sandbox", "pod_cgroup", "outside_root")
 
@@ -24,17 +27,18 @@ class Access:
     allowed: Sequence[frozenset[str]] = ()
 
     def may_ask_about_others(self, peer: Identity, uid: int, gids: Collection[int]) -> bool:
-        """Whether a peer with this identity and these credentials may."""
+        """Whether a peer with this identity and these credentials may, by what the index knows of it."""
         workload = peer.workload
         if workload.state is State.HOST:
-            return workload.reason not in _IN_PODS and (uid == 0 or (self.gid is not None and self.gid in gids))
+            return workload.reason == _OF_HOST and (uid == 0 or (self.gid is not None and self.gid in gids))
         if workload.state is State.RESOLVED:
             return any(wanted.issubset(workload.selectors) for wanted in self.allowed)
         return False
 
 
-def why_not(peer: Identity) -> tuple[str, str]:
-    """(message, hint) for a peer that asks about others and may not."""
+def why_not(peer: Identity, *, would_be: bool = False) -> tuple[str, str]:
+    """(message, hint) for a peer that asks about others and may not; ``would_be`` is one that might, were it not for
+    its namespaces or the cgroup of another hierarchy."""
     state = peer.workload.state
     if state is State.GONE:
         return "the process that connected has ended", "connect anew"
@@ -44,4 +48,9 @@ def why_not(peer: Identity) -> tuple[str, str]:
         return "a pod may ask about itself only", "name its selectors with podtracer daemon --socket-allow"
     if peer.workload.reason in _IN_PODS:
         return "a pod may ask about itself only", "ask from the host"
+    if peer.workload.reason != _OF_HOST:
+        return "a process in a container may ask about itself only", "ask from the host, outside all containers"
+    if would_be:
+        what = "a process with namespaces of its own, or in a container's cgroup, may ask about itself only"
+        return what, "ask from the host, outside all containers"
     return "an ordinary user may ask about itself only", "ask as root, or join the group of --socket-group"

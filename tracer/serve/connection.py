@@ -20,7 +20,8 @@ FULL = 1 << 18
 """Bytes that wait for the peer, from which on nothing more is made for it."""
 _CHUNK = 1 << 16
 _UCRED = struct.Struct("3i")
-_SPACE = socket.CMSG_SPACE(4 * 8) + socket.CMSG_SPACE(_UCRED.size)
+_WHO = socket.CMSG_SPACE(_UCRED.size)
+_SPACE = socket.CMSG_SPACE(4 * 8) + _WHO
 
 
 class Line(NamedTuple):
@@ -47,8 +48,12 @@ class Connection:
         self.peer = peer
         self.owner: object = None
         self._ready = ready
+        # Before Linux 6.5 each message says who sent it; what did not fit in would be taken for a descriptor.
+        self._least_space = _WHO if peer.nonce is not None else 0
         self.is_trusted = False
         self.trusted_by: object = None  # what that hangs on
+        # Whether its peer's own files agree, and where the index had the peer when they were read.
+        self.stands: tuple[object, bool] | None = None
         self.lines: deque[Line] = deque()
         self.out = bytearray()
         self.jobs: deque[Iterator[bytes]] = deque()
@@ -57,6 +62,7 @@ class Connection:
         self.is_over = False  # nothing more is read from it
         self.is_closed = False
         self.is_last = False  # closed once all was written
+        self._is_broken_off = False
         self.events = 0  # that epoll looks for
         self.stalled_since: float | None = None  # when it took something last, while something waits for it
         self._part = bytearray()
@@ -70,7 +76,7 @@ class Connection:
     def receive(self) -> None:
         """Takes in what came; raises ``OSError`` where the connection broke."""
         wants_more = self.is_trusted or self.peer.nonce is not None
-        space = _SPACE if wants_more else 0
+        space = _SPACE if wants_more else self._least_space
         data, ancillary, flags, _ = self.socket.recvmsg(_CHUNK, space, socket.MSG_CMSG_CLOEXEC)
         fds, sender = _control(ancillary)
         if not data:
@@ -119,6 +125,8 @@ class Connection:
 
     def say(self, data: bytes) -> None:
         """Queues a whole line, behind those that are being made."""
+        if self._is_broken_off:
+            return
         if self.jobs:
             self.jobs.append(iter((data,)))
         else:
@@ -130,15 +138,21 @@ class Connection:
         self.jobs.append(job)
         self._ready[self] = None
 
+    def break_off(self) -> None:
+        """Nothing more is made: it is closed once what is made already was written."""
+        self.jobs.clear()
+        self.is_last = self._is_broken_off = True
+
     def work(self) -> None:
         """Makes the next piece of what is being made."""
         if not self.jobs or self.is_full:
             return
-        piece = next(self.jobs[0], None)
-        if piece is None:
-            self.jobs.popleft()
-        else:
+        job = self.jobs[0]
+        piece = next(job, None)
+        if piece is not None:
             self.out += piece
+        elif self.jobs and self.jobs[0] is job:  # else it was broken off
+            self.jobs.popleft()
 
     def flush(self) -> None:
         """Writes what the peer takes; raises ``OSError`` where the connection broke."""

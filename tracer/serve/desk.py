@@ -68,5 +68,5 @@ class Desk(Protocol):
     def watch(self, *, snapshot: bool, parity: bool, on_event: Callable[[], None]) -> Stream:
         """A stream of events; ``on_event`` is called, from any thread, when there is something to take."""
 
-    def explain_record(self, pid: int) -> dict[str, Any]:
-        """How the answer for a process came to be, as JSON."""
+    def explain_record(self, pid: int, *, of_itself: bool = False) -> dict[str, Any]:
+        """How the answer for a process came to be, as JSON; ``of_itself`` leaves out what is about others."""

@@ -27,7 +27,8 @@ _ABSENT = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 @dataclass(slots=True)
 class Peer:
     """The process that connected. ``fd`` is its pidfd (-1 where it had ended by then), ``ino`` that one's inode;
-    ``nonce`` is what is to be sent back first, ``None`` once it is certain who it is."""
+    ``nonce`` is what is to be sent back first, ``None`` once it is certain who it is. ``counts_alike`` is whether it is
+    in our PID namespace, which it is for its whole life, so that a number means the same process to both."""
 
     pid: int
     uid: int
@@ -35,6 +36,7 @@ class Peer:
     fd: int
     ino: int
     nonce: str | None = None
+    counts_alike: bool = False
 
     def is_alive(self) -> bool:
         """Whether it has not ended."""
@@ -66,13 +68,21 @@ def pin(connection: socket.socket, *, by_number: bool = False) -> Peer:
             if error.errno not in _ABSENT:
                 return Peer(pid, uid, gids, -1, 0)  # ended and reaped before it was accepted
         else:
-            return Peer(pid, uid, gids, fd, pidfd.inode(fd))
+            return Peer(pid, uid, gids, fd, pidfd.inode(fd), counts_alike=_counts_alike(pid, fd))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     try:
         fd = os.pidfd_open(pid)
     except (OSError, OverflowError):
         return Peer(pid, uid, gids, -1, 0)
-    return Peer(pid, uid, gids, fd, pidfd.inode(fd), secrets.token_hex(16))
+    return Peer(pid, uid, gids, fd, pidfd.inode(fd), secrets.token_hex(16), _counts_alike(pid, fd))
+
+
+def _counts_alike(pid: int, fd: int) -> bool:
+    """Whether the process of this number, behind this pidfd, is in our PID namespace; no where that is uncertain."""
+    try:
+        return pidfd.numbers(fd) == (pid,)
+    except OSError:
+        return False
 
 
 def has_peer_pidfd() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,7 +21,7 @@ _MOST_ID = 1024  # characters of a request's id
 
 class Refused(Exception):  # noqa: N818 - it reads as what it says
     """A request that gets an error for an answer; after one that ``is_last`` the connection is closed. ``nonce`` is
-    what has to be sent back first."""
+    what has to be sent back first, ``wants_pidfd`` says that a pidfd is wanted in place of a number."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class Refused(Exception):  # noqa: N818 - it reads as what it says
         id_: Id = None,
         is_last: bool = False,
         nonce: str | None = None,
+        wants_pidfd: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -40,16 +41,19 @@ class Refused(Exception):  # noqa: N818 - it reads as what it says
         self.id = id_
         self.is_last = is_last
         self.nonce = nonce
+        self.wants_pidfd = wants_pidfd
 
 
 class Request(msgspec.Struct, kw_only=True, frozen=True):
-    """One request. Times are milliseconds; ``of`` is the id of the request that a ``cancel`` ends."""
+    """One request. Times are milliseconds; ``of`` is the id of the request that a ``cancel`` ends. ``itself`` is an
+    ``explain`` of the process that connected."""
 
     op: str
     id: Id = None
     nonce: str | None = None
     pid: int | None = None
     pids: list[int] | None = None
+    itself: bool = False
     container_id: str | None = None
     pod_uid: str | None = None
     start_time: str | None = None
@@ -117,8 +121,8 @@ def _problem(request: Request) -> str | None:
             return f"{key} is not between 0 and {_MOST_WAIT:.0f}"
     if request.start_time is not None and not _is_time(request.start_time):
         return f"start_time {request.start_time[:64]!r} is no RFC 3339 time (say it as an identity does)"
-    if request.op == "explain" and request.pid is None:
-        return "explain wants a pid"
+    if request.itself and (named or request.op != "explain"):
+        return f"itself and {named[0]} are both given" if named else "itself is a field of explain"
     return None
 
 
@@ -129,14 +133,18 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def internal(error: Exception, id_: Id) -> Refused:
-    """What a request gets that failed in a way nobody thought of."""
-    return Refused("internal", f"{type(error).__name__}: {error}", "see the daemon's log", id_=id_)
+def internal(error: Exception, id_: Id, *, is_trusted: bool = True) -> Refused:
+    """What a request gets that failed in a way nobody thought of. Whoever may ask about itself only is not told in
+    which words: they may be about others."""
+    what = f"{type(error).__name__}: {error}" if is_trusted else type(error).__name__
+    return Refused("internal", what, "see the daemon's log", id_=id_)
 
 
 def refusal(refused: Refused) -> bytes:
     """The line that answers a refused request."""
-    error = {"code": refused.code, "message": refused.message, "hint": refused.hint}
+    error: dict[str, Any] = {"code": refused.code, "message": refused.message, "hint": refused.hint}
+    if refused.wants_pidfd:
+        error["wants_pidfd"] = True
     if refused.nonce is not None:
         error["nonce"] = refused.nonce
     return line({"id": refused.id, "ok": False, "error": error})

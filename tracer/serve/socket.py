@@ -236,7 +236,7 @@ class Server:
                 raise
             except Exception as error:
                 _log.exception("a request failed")
-                raise requests.internal(error, request.id) from error
+                raise requests.internal(error, request.id, is_trusted=connection.is_trusted) from error
         except Refused as refused:
             connection.say(requests.refusal(refused))
             connection.is_last = connection.is_last or refused.is_last
@@ -277,9 +277,9 @@ class Server:
         peer = pin(sock, by_number=self._by_number)
         connection = Connection(sock, peer, self._ready)
         try:
-            identity = self.operations.peer(connection)
+            identity = self.operations.trust.peer(connection)
             connection.owner = (peer.uid, identity.workload.container_id)
-            is_trusted = self.operations.trusts(connection)
+            is_trusted = self.operations.trust.holds(connection)
             self.accepted += 1
             most = _MOST if is_trusted else _MOST - _RESERVED
             if len(self._connections) >= most or self._owners[connection.owner] >= _MOST_OF_ONE:
