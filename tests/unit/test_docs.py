@@ -110,3 +110,13 @@ def test_nothing_is_documented_that_is_not_there() -> None:
 def test_what_the_readme_refers_to_is_in_the_repository() -> None:
     for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`(scripts/\w+|bpf/|tracer/\w+/)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_every_test_that_the_security_document_names_is_there() -> None:
+    """Each rule against an attacker is shown by a test that can be run."""
+    text = (ROOT / "SECURITY.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    for path, name in named:
+        source = (ROOT / path).read_text()
+        assert not name or re.search(rf"^(def|class) {name}\b|^{name} = ", source, re.MULTILINE), f"{path}::{name}"
