@@ -175,17 +175,18 @@ def test_a_daemon_of_three_capabilities_tells_the_same(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/docker/{}", "not_a_pod"),
-        ("/system.slice/docker-{}.scope", "not_a_pod"),
-        ("/machine.slice/libpod-{}.scope/container", "not_a_pod"),
-        ("/docker/{}/system.slice/ssh.service", "not_a_pod"),
+        ("/docker/{}", "not_listed_yet"),
+        ("/system.slice/docker-{}.scope", "not_listed_yet"),
+        ("/machine.slice/libpod-{}.scope/container", "not_listed_yet"),
+        ("/docker/{}/system.slice/ssh.service", "not_listed_yet"),
         ("/machine.slice/libpod-conmon-{}.scope", "conmon"),
     ],
 )
 def test_root_in_a_container_outside_kubernetes_is_not_the_hosts(
     server: Server, node: Node, path: str, reason: str
 ) -> None:
-    """By its cgroup alone: with ``--privileged --pid=host --userns=host`` it has the host's namespaces."""
+    """By its cgroup alone: with ``--privileged --pid=host --userns=host`` it has the host's namespaces. It may yet be
+    listed as a pod's, so for now it is pending."""
     cgroup = node.cgroup(path.format(secrets.token_hex(32)))
     assert _is_refused(_ask(server.path, OTHERS, cgroups=[cgroup]))
     assert _ask(server.path, ITSELF, cgroups=[cgroup])["reason"] == reason
@@ -212,7 +213,7 @@ def test_a_container_in_any_hierarchy_is_one(server: Server, node: Node, path: s
         cgroup = Cgroup(mount, path.format(secrets.token_hex(32)))
         try:
             assert _is_refused(_ask(server.path, OTHERS, cgroups=[cgroup]))
-            assert _ask(server.path, ITSELF, cgroups=[cgroup])["reason"] == "no_container"
+            assert _ask(server.path, ITSELF, cgroups=[cgroup])["reason"] in ("no_container", "hierarchy")
         finally:
             cgroup.remove()
 
