@@ -366,6 +366,8 @@ def test_the_node_is_the_container_that_the_tracer_runs_in(lab: Lab, own: str) -
     home = lab.mkdir(f"/docker/{cid(D)}/kubelet/kubepods/pod{uid(A)}/{cid(A)}")
     assert lab.says(home) == RESOLVED_A
     assert lab.says(lab.mkdir(f"/docker/{cid(D)}/docker/{cid(C)}/kubepods/pod{uid(B)}/{cid(B)}"))[0] != "resolved"
+    assert lab.says(lab.mkdir(f"/docker/{cid(D)}/kubelet.slice/kubelet.service"))[:2] == ("host", "no_container")
+    assert lab.says(lab.mkdir(f"/docker/{cid(P)}"))[0] == "pending"
 
 
 def test_a_tracer_in_a_pod_knows_that_its_node_is_no_container(lab: Lab) -> None:

@@ -119,6 +119,13 @@ class Places:
             return Standing.NESTED if nests else Standing.UNSURE
         return Standing.BELIEVED if len(nests) == 1 else Standing.AMBIGUOUS
 
+    def is_node(self, entry: Entry) -> bool:
+        """Whether a container is this node itself: the one that the tracer runs in."""
+        own = self._tree.own
+        if own is None or entry.root is not None or entry.ref.container_id not in own:
+            return False
+        return self._tree.path(entry) == _nest_of(own)
+
     def rivals(self, entry: Entry) -> list[Entry]:
         """Other live cgroups that use the ID of this one, and are evidence too."""
         named = self._tree.named(entry.ref.container_id)

@@ -174,6 +174,8 @@ class Verdicts:
         if outer is not None and is_within_resolved(entry):
             entry.pods_at = outer.pods_at
             return outer.workload
+        if self.places.is_node(entry):
+            return _same(entry, Workload(State.HOST, "no_container", "it belongs to this node, which is a container"))
         standing = self.places.of(entry)
         if standing in REFUSED:
             return self._refused(entry, standing)
