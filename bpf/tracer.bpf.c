@@ -479,12 +479,13 @@ static __always_inline int cgroup_news(struct bpf_raw_tracepoint_args *ctx, u32 
 	struct config *c = config();
 	struct cgroup_record *r;
 	u32 hierarchy;
-	int size;
+	int size, elsewhere;
 
 	if (!c)
 		return 0;
 	hierarchy = cgroup_hierarchy(cgroup);
-	if (hierarchy != HIERARCHY(READ(c->tracked)) && !READ(c->all_births))
+	elsewhere = hierarchy != HIERARCHY(READ(c->tracked));
+	if (elsewhere && (kind != CGROUP_MKDIR || !READ(c->all_births)))
 		return 0;
 	r = cgroups.ringbuf_reserve(sizeof(struct cgroup_record));
 	if (!r) {
@@ -505,7 +506,12 @@ static __always_inline int cgroup_news(struct bpf_raw_tracepoint_args *ctx, u32 
 	LOAD(name, kn + O_KERNFS_NODE_NAME);
 	size = bpf_probe_read_kernel_str(r->name, sizeof(r->name), name);
 	r->name_size = size > 0 ? size - 1 : 0;
-	cgroups.ringbuf_submit(r, RB_FORCE_WAKEUP);
+	/* Each start of a service makes a cgroup in a dozen hierarchies: of others than ours only those tell anything that
+	 * may have a container's ID in their name. */
+	if (elsewhere && r->name_size < CONTAINER_ID_SIZE)
+		cgroups.ringbuf_discard(r, 0);
+	else
+		cgroups.ringbuf_submit(r, RB_FORCE_WAKEUP);
 	return 0;
 }
 

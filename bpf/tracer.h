@@ -73,12 +73,15 @@ struct hierarchy_record {
 	u64 root; /* kernfs id of the root cgroup */
 };
 
+/* Hexadecimal digits of a container's ID. */
+#define CONTAINER_ID_SIZE 64
+
 /* Settings that the programs read at each event. */
 struct config {
 	u64 tracked;       /* id of the tracked hierarchy (0: v2) | subsys that finds it (~0: v2) << 32 */
 	u32 ns_level;      /* PID namespace whose numbers are used; 0: the initial one */
 	u32 ns_inum;
-	u32 all_births;    /* report births on every hierarchy, until it is known which one holds containers */
+	u32 all_births;    /* also report births on other hierarchies, of names that have room for a container's ID */
 	u32 report_unseen; /* also report exits and moves of processes without a slot (no iterator) */
 	u32 scan;          /* the iterator: 0 writes the header only, 1 the slots and a record for each process */
 	u32 version;
