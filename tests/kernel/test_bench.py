@@ -18,6 +18,7 @@ from tests.machine import hierarchies
 from tests.waiting import SLOW, until
 from tracer.bench import accuracy
 from tracer.bench.report import Report
+from tracer.identity.cgroups import vouched
 from tracer.identity.index import gone
 from tracer.model import Identity
 from tracer.node import Tracer
@@ -57,12 +58,12 @@ def test_no_answer_is_wrong_and_a_weak_index_is() -> None:
     found = _bench("accuracy", "--duration", "4s", "--least", "100")
     assert found["ok"], found["failures"]
     ours = [row for row in _rows(found, "answers") if row["index"] == "podtracer"]
-    assert len(ours) == 4
+    assert {row["asked by"] for row in ours} >= {"pid", "pidfd", "a user's process", "container ID"}
     assert all(row["lookups"] > 0 and row["wrong"] == 0 for row in ours)
     weak = next(row for row in _rows(found, "answers") if row["index"] != "podtracer")
     assert weak["wrong"] > 0
     happened = {row["what"]: row["count"] for row in _rows(found, "what happened")}
-    assert min(happened[what] for what in ("reuses", "moves", "lost", "restarts")) > 0
+    assert min(happened[what] for what in ("reuses", "moves", "lost", "restarts", "user_names", "user_moves")) > 0
 
 
 class BarePid:
@@ -80,6 +81,9 @@ class BarePid:
     def lookup_pidfd(self, fd: int) -> Identity:  # noqa: ARG002
         return gone(0)
 
+    def lookup_container(self, container_id: str, pod_uid: str | None = None) -> Identity:  # noqa: ARG002
+        return gone(0)
+
 
 def test_an_index_by_the_bare_pid_is_found_wrong() -> None:
     """The same run with a broken index in the tracer's place says that answers are wrong."""
@@ -87,6 +91,30 @@ def test_an_index_by_the_bare_pid_is_found_wrong() -> None:
     accuracy.run(
         report, Settings(), duration=3, least=1, seed=7, progress=lambda _: None, warn=lambda _: None, examined=BarePid
     )
+    assert any("answers are wrong" in failure for failure in report.failures), report.failures
+
+
+def test_who_believes_a_users_names_is_found_wrong() -> None:
+    """The same run with a tracer that does not ask who owns the cgroups above a container's says that answers for the
+    user's processes are wrong."""
+
+    def believing(tracer: Tracer) -> Tracer:
+        tracer._index.cgroups.guard = vouched
+        return tracer
+
+    report = Report("accuracy")
+    accuracy.run(
+        report,
+        Settings(),
+        duration=3,
+        least=1,
+        seed=7,
+        progress=lambda _: None,
+        warn=lambda _: None,
+        examined=believing,
+    )
+    rows = {row["asked by"]: row for row in _rows(report.to_dict(), "answers") if row["index"] == "podtracer"}
+    assert rows["a user's process"]["wrong"] > 0
     assert any("answers are wrong" in failure for failure in report.failures), report.failures
 
 
@@ -138,13 +166,10 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
     assert [pid for pid in inside if os.path.exists(f"/proc/{pid}")] == []
 
 
-def test_nothing_outlives_a_bench_that_is_killed() -> None:
-    """Killed outright, its processes end with it, and the next bench removes its cgroups."""
-    child = subprocess.Popen(
-        [PODTRACER, "bench", "start", "--processes", "20", "--runs", "1000"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@pytest.mark.parametrize("line", ["start --processes 20 --runs 1000", "accuracy --duration 600s"])
+def test_nothing_outlives_a_bench_that_is_killed(line: str) -> None:
+    """Killed outright, its processes end with it, a user's among them, and the next bench removes its cgroups."""
+    child = subprocess.Popen([PODTRACER, "bench", *line.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def held() -> list[int]:
         return [int(pid) for top in _left() for file in top.rglob("cgroup.procs") for pid in file.read_text().split()]

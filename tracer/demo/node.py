@@ -193,7 +193,7 @@ def make_root(settings: Settings, name: str) -> str:
     Raises ``PermissionMissing`` and ``MissingError`` where there is none.
     """
     refused: OSError | None = None
-    for mount in _mounts(settings.cgroupfs, settings.procfs):
+    for mount in mounts(settings.cgroupfs, settings.procfs):
         folder = f"{mount}/{name}"
         try:
             os.makedirs(f"{folder}/kubepods/burstable")
@@ -216,7 +216,7 @@ def _error(line: bytes) -> TracerError:
     return TracerError("the demo's pods have ended", why or "no word from them", "run it as root on the host")
 
 
-def _mounts(cgroupfs: str, procfs: str) -> list[str]:
+def mounts(cgroupfs: str, procfs: str) -> list[str]:
     """Where cgroup hierarchies with controllers are mounted, v2 first, then the one that counts processes."""
 
     def rank(options: tuple[str, ...]) -> int:
