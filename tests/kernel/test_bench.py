@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ PODTRACER = Path(sys.executable).with_name("podtracer")
 def _left() -> list[Path]:
     """Cgroups of benches."""
     return [found for point in hierarchies() for found in Path(point).glob("podtracer-bench-*")]
+
+
+def _inside() -> list[int]:
+    """The processes in these, which come and go while one looks."""
+    pids: list[int] = []
+    for top in _left():
+        for folder, _, _ in os.walk(top):
+            with suppress(OSError):
+                pids += map(int, Path(folder, "cgroup.procs").read_text().split())
+    return pids
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +168,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
     for line in child.stderr:
         if "reuses" in line:
             break
-    inside = [int(pid) for top in _left() for file in top.rglob("cgroup.procs") for pid in file.read_text().split()]
+    inside = _inside()
     child.send_signal(signal.SIGINT)
     stdout, _ = child.communicate(timeout=60 * SLOW)
     assert child.returncode == 130
@@ -171,10 +182,7 @@ def test_nothing_outlives_a_bench_that_is_killed(line: str) -> None:
     """Killed outright, its processes end with it, a user's among them, and the next bench removes its cgroups."""
     child = subprocess.Popen([PODTRACER, "bench", *line.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def held() -> list[int]:
-        return [int(pid) for top in _left() for file in top.rglob("cgroup.procs") for pid in file.read_text().split()]
-
-    inside = until(lambda: held() if len(held()) > 20 else [], 20, "the bench's processes")
+    inside = until(lambda: found if len(found := _inside()) > 20 else [], 20, "the bench's processes")
     child.kill()
     child.wait()
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in inside), 10, "them to end")

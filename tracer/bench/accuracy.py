@@ -280,7 +280,7 @@ def _start_user(stack: ExitStack, world: World, folders: list[str], seed: int) -
         {
             "uid": UID,
             "folders": folders,
-            "v2": [os.path.exists(f"{folder}/cgroup.events") for folder in folders],
+            "v2": os.path.exists(f"{folders[0]}/cgroup.events"),  # a file that v1 does not have
             "first": world.make_user(),
             "names": world.names(),
         }

@@ -41,6 +41,8 @@ class Site:
     def __enter__(self) -> Self:
         machine.check()
         sweep(self._given.cgroupfs, self._given.procfs)
+        # Nobody else may write these cgroups: they are evidence only then.
+        self._stack.callback(os.umask, os.umask(0o022))
         try:
             self.root = make_root(self._given, self.name)
             self._stack.callback(self._clear)

@@ -1,11 +1,11 @@
 """A user who wants to be another's pod: owns a delegated subtree of cgroups, and calls what is in it like containers.
 
 ``python -m tracer.bench.user PARENT FD SEED``, as root, which it gives up. First line: ``{"uid": N, "folders": [folder,
-…], "v2": [bool, …], "first": number, "names": [[pod UID, container ID], …]}``: a delegated folder of each hierarchy,
-and the number of the place that stands for the first of ``FORMS``, on which the others follow. It answers ``true`` once
-all its processes are there. Each further line is another list of names, as pods come and go. Until the end of its input
-it makes cgroups of all forms after these names, has processes enter and leave them and end there, and removes them;
-what its processes are is written down (``lanes``) as an actor's is.
+…], "v2": bool, "first": number, "names": [[pod UID, container ID], …]}``: a delegated folder of each hierarchy, that of
+the pods first; and the number of the place that stands for the first of ``FORMS``, on which the others follow, and
+``init``. It answers ``true`` once all its processes are there. Each further line is another list of names, as pods come
+and go. Until the end of its input it makes cgroups of all forms after these names, has processes enter and leave them
+and end there, and removes them; what its processes are is written down (``lanes``) as an actor's is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tracer.bench.lanes import COUNTS, LANES, Lanes
 
 UID = 65534  # "nobody", who is on every machine
 _MOVES, _FORKS, _NAMES = (COUNTS.index(name) for name in ("moves", "forks", "names"))
-_LEFT = 48  # names that stay, in all hierarchies together, before the oldest is removed
+_LEFT = 72  # names that stay, in all hierarchies together, before the oldest is removed
 # Seconds in which it makes names, and in which it only enters those that are there, in turn: the birth of a cgroup has
 # the tracer read all records at once, and they are to be lost as well.
 _TURN = 0.25
@@ -57,10 +57,11 @@ FORMS: dict[str, Callable[[str, str], str]] = {
 
 
 class User:
-    """The user's processes and cgroups. ``into`` says of each folder whether processes can be born in its cgroups."""
+    """The user's processes and cgroups. ``folders`` are those that it owns, that beside the pods first; ``into`` says
+    whether processes can be born in the cgroups of that one."""
 
     def __init__(
-        self, lanes: Lanes, folders: list[str], into: list[bool], first: int, names: list[list[str]], seed: int
+        self, lanes: Lanes, folders: list[str], first: int, names: list[list[str]], *, into: bool, seed: int
     ) -> None:
         self._lanes = lanes
         self._folders = folders
@@ -91,7 +92,7 @@ class User:
             else:
                 self._move(lane)
             for _ in range(0 if _is_calm() else _EMPTY):
-                self._make()
+                self._make(self._random.randrange(len(self._folders)), self._random.choice(self._names))
             self._remove_oldest()
             time.sleep(_PAUSE)
         for pid in self._pids:
@@ -102,9 +103,9 @@ class User:
         self._lanes.begin(lane)
         if self._pids[lane]:
             _end(self._pids[lane])
-        which, form, folder = self._name()
+        form, folder = self._choose(lane)
         into = None
-        if self._into[which] and self._random.random() < 0.5:
+        if self._into and self._random.random() < 0.5:
             into = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         parent = os.getpid()
         pid = clone(0, into)
@@ -115,32 +116,43 @@ class User:
         else:
             os.close(into)
         self._pids[lane] = pid
+        self._enter_others(lane)
         self._lanes.add(_FORKS)
         self._lanes.end(lane, pid, inode(pid), self._first + form)
 
     def _move(self, lane: int) -> None:
-        _, form, folder = self._name()
+        form, folder = self._choose(lane)
         pid = self._pids[lane]
         self._lanes.begin(lane)
         _enter(pid, folder)
+        if not _is_calm():
+            self._enter_others(lane)
         self._lanes.add(_MOVES)
         self._lanes.end(lane, pid, inode(pid), self._first + form)
 
-    def _name(self) -> tuple[int, int, str]:
-        """A cgroup that is called like a container, made where it is not there: (which hierarchy's, form, folder)."""
-        if self._made and _is_calm():
-            return self._random.choice(self._made)
-        return self._make()
+    def _choose(self, lane: int) -> tuple[int, str]:
+        """A cgroup beside the pods for a process: (form, folder). Where there is another hierarchy, every other process
+        is in none that is called like a container."""
+        if lane % 2 and len(self._folders) > 1:
+            return len(FORMS), f"{self._folders[0]}/init"
+        made = [(form, folder) for which, form, folder in self._made if which == 0] if _is_calm() else []
+        return self._random.choice(made) if made else self._make(0, self._random.choice(self._names))
 
-    def _make(self) -> tuple[int, int, str]:
-        which = 0 if self._random.random() < 0.7 else self._random.randrange(len(self._folders))
+    def _enter_others(self, lane: int) -> None:
+        """In every other hierarchy each process is in another container, so to speak: there seem to be more of them
+        than beside the pods."""
+        for which in range(1, len(self._folders)):
+            _enter(self._pids[lane], self._make(which, self._names[lane % len(self._names)])[1])
+
+    def _make(self, which: int, name: list[str]) -> tuple[int, str]:
+        """A cgroup of this hierarchy that is called like this container, made where it is not there: (form, folder)."""
         form = self._random.randrange(len(FORMS))
-        folder = f"{self._folders[which]}/{tuple(FORMS.values())[form](*self._random.choice(self._names))}"
+        folder = f"{self._folders[which]}/{tuple(FORMS.values())[form](*name)}"
         if not os.path.isdir(folder):
             os.makedirs(folder)
             self._made.append((which, form, folder))
             self._lanes.add(_NAMES)
-        return which, form, folder
+        return form, folder
 
     def _remove_oldest(self) -> None:
         for _ in range(len(self._made) - _LEFT):
@@ -195,7 +207,7 @@ def main() -> None:
     os.setresgid(*3 * (told["uid"],))
     os.setresuid(*3 * (told["uid"],))
     end_with(parent)  # anew: the kernel forgets it with the user
-    User(Lanes(fd), told["folders"], told["v2"], told["first"], told["names"], seed).play()
+    User(Lanes(fd), told["folders"], told["first"], told["names"], into=told["v2"], seed=seed).play()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tracer.bench.site import Site
 from tracer.bench.user import FORMS
 
 _PODS = 5  # of each actor, every other with two containers
+_AWAITED = 8  # pods that are listed and have no cgroup yet, as after a reboot
 _ENDED = 8  # containers that have ended and are still named
 
 
@@ -28,11 +29,10 @@ class World:
         self._pods: list[Pod] = []
         self._living: dict[int, Place] = {}
         self._ended: deque[Place] = deque(maxlen=_ENDED)
-        # Listed, and not made yet: as many as there are actors.
         self._awaited: deque[tuple[Pod, Place]] = deque()
         self.places: dict[int, Place] = {}
-        for actor in range(actors):
-            self._await(actors * _PODS + actor)
+        for number in range(_AWAITED):
+            self._await(actors * _PODS + number)
 
     def make(self, actor: int) -> list[int]:
         """The places of one actor: pods' containers, what is nested in some, and what only looks like one."""
@@ -53,9 +53,10 @@ class World:
         return mine
 
     def make_user(self) -> int:
-        """The places of a user's processes, which are nobody's, one after the other for each of ``FORMS``: the
-        first."""
-        return [self._add(Place(f"a cgroup of the user's own ({form})")) for form in FORMS][0]  # noqa: RUF015
+        """The places of a user's processes, which are nobody's, one after the other for each of ``FORMS``, and
+        ``init``: the first."""
+        first, *_ = [self._add(Place(f"a cgroup of the user's own ({form})")) for form in (*FORMS, "init")]
+        return first
 
     def _make(self, folder: str) -> str:
         os.makedirs(folder, exist_ok=True)
@@ -90,9 +91,9 @@ class World:
         return next(place for place in self.places.values() if place.pod_uid == self._pods[-1].uid)
 
     def named(self) -> list[Place]:
-        """The containers after which somebody may call a cgroup: those that are there, those that are listed and not
-        made yet, and those that ended last."""
-        return [*self._living.values(), *(place for _, place in self._awaited), *self._ended]
+        """The containers after which somebody may call a cgroup: those that are listed and not made yet, those that
+        are there, and those that ended last."""
+        return [*(place for _, place in self._awaited), *self._living.values(), *self._ended]
 
     def names(self) -> list[tuple[str | None, str | None]]:
         """The same, as (pod UID, container ID)."""
