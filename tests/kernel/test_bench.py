@@ -53,7 +53,12 @@ def _nothing_is_left() -> Iterator[None]:
 
 def _bench(*words: str, code: int = 0) -> dict[str, Any]:
     done = subprocess.run(
-        [PODTRACER, "bench", *words, "-o", "json"], capture_output=True, text=True, timeout=120 * SLOW, check=False
+        [PODTRACER, "bench", *words, "-o", "json"],
+        capture_output=True,
+        text=True,
+        timeout=120 * SLOW,
+        check=False,
+        umask=0,  # whoever starts it, nobody else may write its cgroups
     )
     assert done.returncode == code, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -74,9 +74,12 @@ class DemoNode:
     def __enter__(self) -> DemoNode:
         machine.check()
         sweep(self._given.cgroupfs, self._given.procfs)
+        # Nobody else may write these cgroups: they are evidence only then.
+        umask = os.umask(0o022)
         try:
             self._root = make_root(self._given, self._name)
             self._fork()
+            os.umask(umask)
             assert self._lists is not None
             first = self._lists.readline()
             if not first or first.startswith(_FAILED):
@@ -87,6 +90,7 @@ class DemoNode:
             self._reader = threading.Thread(target=self._read, name="podtracer-demo", daemon=True)
             self._reader.start()
         except BaseException:
+            os.umask(umask)
             self.close()
             raise
         return self
