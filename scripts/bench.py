@@ -124,7 +124,8 @@ def headline(found: dict[str, dict[str, Any]]) -> str:
     if ours and weak:
         lookups, wrong = (sum(row[key] for row in ours) for key in ("lookups", "wrong"))
         said += (
-            f"\n\nOf {lookups:,} answers while PIDs were reused, processes moved, records lost, {wrong:,} were wrong; "
+            f"\n\nOf {lookups:,} answers while PIDs were reused, processes moved, records lost, and a user called "
+            f"cgroups like pods' containers, {wrong:,} were wrong; "
             f"an index by the bare PID, asked the same, gave {weak[0]['wrong']:,} wrong ones."
         )
     return said

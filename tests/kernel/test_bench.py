@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.machine import hierarchies
 from tests.waiting import SLOW, until
 from tracer.bench import accuracy
 from tracer.bench.report import Report
+from tracer.identity.cgroups import vouched
 from tracer.identity.index import gone
 from tracer.model import Identity
 from tracer.node import Tracer
@@ -33,6 +35,16 @@ def _left() -> list[Path]:
     return [found for point in hierarchies() for found in Path(point).glob("podtracer-bench-*")]
 
 
+def _inside() -> list[int]:
+    """The processes in these, which come and go while one looks."""
+    pids: list[int] = []
+    for top in _left():
+        for folder, _, _ in os.walk(top):
+            with suppress(OSError):
+                pids += map(int, Path(folder, "cgroup.procs").read_text().split())
+    return pids
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     yield
@@ -41,7 +53,12 @@ def _nothing_is_left() -> Iterator[None]:
 
 def _bench(*words: str, code: int = 0) -> dict[str, Any]:
     done = subprocess.run(
-        [PODTRACER, "bench", *words, "-o", "json"], capture_output=True, text=True, timeout=120 * SLOW, check=False
+        [PODTRACER, "bench", *words, "-o", "json"],
+        capture_output=True,
+        text=True,
+        timeout=120 * SLOW,
+        check=False,
+        umask=0,  # whoever starts it, nobody else may write its cgroups
     )
     assert done.returncode == code, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -57,12 +74,12 @@ def test_no_answer_is_wrong_and_a_weak_index_is() -> None:
     found = _bench("accuracy", "--duration", "4s", "--least", "100")
     assert found["ok"], found["failures"]
     ours = [row for row in _rows(found, "answers") if row["index"] == "podtracer"]
-    assert len(ours) == 4
+    assert {row["asked by"] for row in ours} >= {"pid", "pidfd", "a user's process", "container ID"}
     assert all(row["lookups"] > 0 and row["wrong"] == 0 for row in ours)
     weak = next(row for row in _rows(found, "answers") if row["index"] != "podtracer")
     assert weak["wrong"] > 0
     happened = {row["what"]: row["count"] for row in _rows(found, "what happened")}
-    assert min(happened[what] for what in ("reuses", "moves", "lost", "restarts")) > 0
+    assert min(happened[what] for what in ("reuses", "moves", "lost", "restarts", "user_names", "user_moves")) > 0
 
 
 class BarePid:
@@ -80,6 +97,9 @@ class BarePid:
     def lookup_pidfd(self, fd: int) -> Identity:  # noqa: ARG002
         return gone(0)
 
+    def lookup_container(self, container_id: str, pod_uid: str | None = None) -> Identity:  # noqa: ARG002
+        return gone(0)
+
 
 def test_an_index_by_the_bare_pid_is_found_wrong() -> None:
     """The same run with a broken index in the tracer's place says that answers are wrong."""
@@ -87,6 +107,30 @@ def test_an_index_by_the_bare_pid_is_found_wrong() -> None:
     accuracy.run(
         report, Settings(), duration=3, least=1, seed=7, progress=lambda _: None, warn=lambda _: None, examined=BarePid
     )
+    assert any("answers are wrong" in failure for failure in report.failures), report.failures
+
+
+def test_who_believes_a_users_names_is_found_wrong() -> None:
+    """The same run with a tracer that does not ask who owns the cgroups above a container's says that answers for the
+    user's processes are wrong."""
+
+    def believing(tracer: Tracer) -> Tracer:
+        tracer._index.cgroups.guard = vouched
+        return tracer
+
+    report = Report("accuracy")
+    accuracy.run(
+        report,
+        Settings(),
+        duration=3,
+        least=1,
+        seed=7,
+        progress=lambda _: None,
+        warn=lambda _: None,
+        examined=believing,
+    )
+    rows = {row["asked by"]: row for row in _rows(report.to_dict(), "answers") if row["index"] == "podtracer"}
+    assert rows["a user's process"]["wrong"] > 0
     assert any("answers are wrong" in failure for failure in report.failures), report.failures
 
 
@@ -129,7 +173,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
     for line in child.stderr:
         if "reuses" in line:
             break
-    inside = [int(pid) for top in _left() for file in top.rglob("cgroup.procs") for pid in file.read_text().split()]
+    inside = _inside()
     child.send_signal(signal.SIGINT)
     stdout, _ = child.communicate(timeout=60 * SLOW)
     assert child.returncode == 130
@@ -138,18 +182,12 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
     assert [pid for pid in inside if os.path.exists(f"/proc/{pid}")] == []
 
 
-def test_nothing_outlives_a_bench_that_is_killed() -> None:
-    """Killed outright, its processes end with it, and the next bench removes its cgroups."""
-    child = subprocess.Popen(
-        [PODTRACER, "bench", "start", "--processes", "20", "--runs", "1000"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@pytest.mark.parametrize("line", ["start --processes 20 --runs 1000", "accuracy --duration 600s"])
+def test_nothing_outlives_a_bench_that_is_killed(line: str) -> None:
+    """Killed outright, its processes end with it, a user's among them, and the next bench removes its cgroups."""
+    child = subprocess.Popen([PODTRACER, "bench", *line.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def held() -> list[int]:
-        return [int(pid) for top in _left() for file in top.rglob("cgroup.procs") for pid in file.read_text().split()]
-
-    inside = until(lambda: held() if len(held()) > 20 else [], 20, "the bench's processes")
+    inside = until(lambda: found if len(found := _inside()) > 20 else [], 20, "the bench's processes")
     child.kill()
     child.wait()
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in inside), 10, "them to end")

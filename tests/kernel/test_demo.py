@@ -62,6 +62,7 @@ class Demo:
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
+            umask=0,  # whoever starts it, nobody else may write its cgroups
         )
         assert self.child.stderr
         said = self.child.stderr.readline()

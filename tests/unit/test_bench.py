@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from tracer.bench.oracle import DUE, Place, Score
 from tracer.bench.pods import make_pods, pod_list
 from tracer.bench.report import Report
 from tracer.bench.statistics import curve, quantile, summarize
+from tracer.bench.user import FORMS
 from tracer.cli import bench, bench_output
 from tracer.cli.app import App
 from tracer.cli.main import run
+from tracer.identity.cgroup_path import match_strict
 from tracer.identity.index import gone
 from tracer.identity.pods import decode_pod_list
-from tracer.model import Identity, ProcessKey, State, Workload
+from tracer.model import Cgroup, Identity, ProcessKey, State, Workload
 
 SAMPLES = st.lists(st.floats(min_value=0, max_value=1e9), min_size=1, max_size=300)
 MACHINE = {"kernel": "Linux 6", "cpus": 2, "cpu": "a CPU", "python": "3", "podtracer": "0", "load": [0.0]}
@@ -142,6 +145,49 @@ def test_a_process_of_no_container_is_a_host_process() -> None:
     assert _judged(_answer(), HOST) == (0, 1, 0)
 
 
+def test_a_users_process_is_never_a_pods() -> None:
+    """In a cgroup that its user called like a container any resolved answer is wrong, before, during and after a move
+    too; host and unknown are not."""
+    first, second = Place("a user's cgroup (colon)"), Place("a user's cgroup (ID alone)")
+    assert _judged(_answer(), first) == (0, 1, 0)
+    assert _judged(_answer(State.HOST), first) == (1, 0, 0)
+    assert _judged(_answer(State.UNKNOWN), first) == (0, 0, 0)
+    score = Score()
+    score.moved(_answer(), first, second)
+    score.ended(_answer(), second)
+    score.moved(_answer(State.UNKNOWN), first, second)
+    assert (score.lookups, score.wrong) == (3, 2)
+
+
+def test_a_container_is_itself_in_its_own_cgroup() -> None:
+    """Asked for by its ID it may be itself, with or without its cgroup. Another one is wrong, and so is itself in a
+    cgroup that somebody called like it. Silence is late once it is due, but not of one that may end meanwhile."""
+    own = replace(CART, path="/site/kubepods/pod1/c1")
+    for place, identity, judged in (
+        (own, _answer(), (1, 0, 0)),
+        (own, _answer()._replace(cgroup=Cgroup(9, own.path)), (1, 0, 0)),
+        (own, _answer()._replace(cgroup=Cgroup(9, "/site/user.slice/kubepods/pod1/c1")), (0, 1, 0)),
+        (own, _answer(container_id="c2"), (0, 1, 0)),
+        (own, _answer(State.PENDING), (0, 0, 1)),
+        (replace(own, restartable=True), _answer(State.UNKNOWN), (0, 0, 0)),
+    ):
+        score = Score()
+        score.named(identity, place, DUE + 1)
+        assert (score.right, score.wrong, score.late) == judged
+
+
+def test_a_users_names_are_containers_to_the_strict_rule() -> None:
+    """Each form in which the user calls a cgroup says that container's ID to who reads the path alone: nothing but its
+    owner tells it from a pod's."""
+    (pod,) = make_pods(1)
+    container_id = pod.containers[0].id
+    for form, path in FORMS.items():
+        found = match_strict("/user.slice/user@65534.service/" + path(pod.uid, container_id))
+        assert found.container is not None, form
+        assert found.container.container_id == container_id, form
+        assert found.container.pod_uid in (pod.uid, None), form
+
+
 def test_while_a_process_moves_it_is_in_one_of_both_places() -> None:
     """During a change an answer may name where it was or where it went, and no third container."""
     score = Score()
@@ -175,7 +221,7 @@ def test_a_lane_says_whether_it_stood_still() -> None:
     assert lanes.counts()["moves"] == 1
 
 
-ENOUGH = {"reuses": 1000, "moves": 1000, "lost": 1000}
+ENOUGH = dict.fromkeys(("reuses", "moves", "lost", "user_names", "user_moves"), 1000)
 
 
 def test_a_run_that_shows_everything_has_no_failure() -> None:
@@ -190,6 +236,12 @@ def test_a_run_that_shows_everything_has_no_failure() -> None:
         (Score(due=10_000, late=11), 1, ENOUGH, "only 99.89 % of the look-ups that were due are resolved"),
         (Score(), 1, ENOUGH, "no container was listed for a second"),
         (Score(due=10), 1, ENOUGH | {"lost": 999}, "only 999 lost records of 1000 happened: say a longer --duration"),
+        (
+            Score(due=10),
+            1,
+            ENOUGH | {"user_names": 7},
+            "only 7 names by a user of 1000 happened: say a longer --duration",
+        ),
         (Score(due=10), 0, ENOUGH, "the run is invalid: an index by the bare PID was never wrong in it"),
     ],
 )

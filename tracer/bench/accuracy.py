@@ -1,10 +1,11 @@
 """Every answer compared with the truth, while processes do what makes answers wrong.
 
 Actors (``actor``) make processes that take the PIDs of others, move, exec and end, in containers that die and come
-back, in nested cgroups that are called like other pods' containers, and beside all pods; a ring of one page loses most
-of what happens while nobody looks. The actors write down who each process is, so that a look-up during which that did
-not change has one right answer. The same questions at the same moments go to an index by the bare PID (``weak``):
-unless that one is wrong, the run has proved nothing.
+back, in nested cgroups that are called like other pods' containers, and beside all pods; a user (``user``) who owns a
+subtree of cgroups calls them like containers that are, were or will be, from before the tracer starts; a ring of one
+page loses most of what happens while nobody looks. All write down who each process is, so that a look-up during which
+that did not change has one right answer. The same questions at the same moments go to an index by the bare PID
+(``weak``): unless that one is wrong, the run has proved nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Protocol
 from tracer.bench.helper import Helper
 from tracer.bench.holder import Holder
 from tracer.bench.lanes import DEAD, LANES, Lanes, Truth
-from tracer.bench.oracle import Place, Score
-from tracer.bench.pods import Pod, make_pod, restart
+from tracer.bench.oracle import Score
 from tracer.bench.report import Report
 from tracer.bench.site import Site
+from tracer.bench.user import UID
 from tracer.bench.weak import ByPid
+from tracer.bench.world import World
 from tracer.identity.index import gone
 from tracer.kernel.loader import Programs
 from tracer.model import Identity
@@ -39,15 +41,27 @@ RESOLVED = 0.999
 _LONGEST = 2.5  # times the duration, until the least of everything must have happened
 _LOOKING, _SILENT = 0.25, 0.1  # seconds, in turn
 _ACTORS = 2
-_PODS = 5  # of each actor, every other with two containers
 _HELD = 64  # pidfds kept, to be asked again when their processes have ended
 _STILL = 0.05  # seconds for a lane to stand still again
+# What must have happened often enough.
+_ENOUGH = {
+    "reuses": "reuses of PIDs",
+    "moves": "moves",
+    "lost": "lost records",
+    "user_names": "names by a user",
+    "user_moves": "moves of a user's processes",
+}
 _MODES = ("pid", "pid, verified", "pidfd")
+_OF_USER, _BY_ID = "a user's process", "container ID"
+_ASK_BY_ID = 50  # look-ups of processes for each of a container
 METHOD = (
     "Each look-up is compared with what the process was at that moment, which its maker wrote down.",
     "right: the state, and namespace, pod, UID, container and container ID, and the process's inode, are the true "
     "ones.",
     "due: on a living process in a container that the kubelet has listed for a second; late: due, and not resolved.",
+    "a user's process: of a user who owns a delegated subtree of cgroups, and calls them like listed containers in all "
+    "forms that runtimes use, from before the tracer starts; resolved is wrong.",
+    "container ID: of one that is there, was, or is listed and not made yet; it, in its own cgroup, or not resolved.",
     "The bare-PID index is asked the same at the same moments; unless it is wrong the run is invalid.",
 )
 
@@ -57,6 +71,7 @@ class Asked(Protocol):
 
     def lookup(self, pid: int, *, verify: bool = False) -> Identity: ...
     def lookup_pidfd(self, fd: int) -> Identity: ...
+    def lookup_container(self, container_id: str, pod_uid: str | None = None) -> Identity: ...
 
 
 @dataclass(slots=True)
@@ -69,88 +84,33 @@ class _Held:
     truth: Truth
 
 
-class World:
-    """The places of all actors, and who is listed when."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._pods: list[Pod] = []
-        self.places: dict[int, Place] = {}
-
-    def make(self, actor: int) -> list[int]:
-        """The places of one actor: pods' containers, what is nested in some, and what only looks like one."""
-        mine = []
-        for number in range(_PODS):
-            pod = make_pod(actor * _PODS + number, 1 + number % 2)
-            self._pods.append(pod)
-            # The last one is never restarted: what is nested in it keeps its name.
-            restartable = number < _PODS - 1
-            mine += [self._container(pod, n, restartable=restartable and n == 0) for n in range(len(pod.containers))]
-        victim, host = self._pods[0], self._pods[-1]
-        like = f"kubepods/burstable/pod{victim.uid}/{victim.containers[0].id}"
-        holder = self.places[mine[-1]]
-        for name in ("container", like, "\udcff\x1b[31m; rm -rf ~", "n" * 255):
-            mine.append(self._add(replace(holder, folder=self._make(f"{holder.folder}/{name}"), restartable=False)))
-        mine.append(self._add(Place(self._site.other(f"imposter-{actor}/{like}"))))
-        mine.append(self._add(Place(self._make(f"{self._site.root}/kubepods/burstable/pod{host.uid}"))))
-        return mine
-
-    def _make(self, folder: str) -> str:
-        os.makedirs(folder, exist_ok=True)
-        return folder
-
-    def _add(self, place: Place) -> int:
-        number = len(self.places) + DEAD + 1
-        self.places[number] = place
-        return number
-
-    def _container(self, pod: Pod, which: int, *, restartable: bool) -> int:
-        container = pod.containers[which]
-        folder = self._site.folder(pod, container)
-        names = (pod.namespace, pod.name, pod.uid, container.name, container.id)
-        return self._add(Place(folder, *names, restartable=restartable))
-
-    @property
-    def steady(self) -> Place:
-        """A container that never goes."""
-        return next(place for place in self.places.values() if place.pod_uid == self._pods[-1].uid)
-
-    def publish(self) -> None:
-        """The kubelet lists all pods as they are now."""
-        self._site.publish(self._pods)
-        now = time.monotonic_ns()
-        for place in self.places.values():
-            place.listed = place.listed or now
-
-    def restart(self, number: int) -> int:
-        """The container of a place comes back, by another ID, in another pod of the same name at times: its new
-        place."""
-        place = self.places[number]
-        at, pod = next((at, pod) for at, pod in enumerate(self._pods) if pod.uid == place.pod_uid)
-        if len(pod.containers) == 1 and random.random() < 0.3:  # noqa: S311
-            self._pods[at] = pod = make_pod(int(pod.service_account.partition("-")[2]), 1)
-        else:
-            restart(pod.containers[0])
-        new = self._container(pod, 0, restartable=True)
-        self.publish()
-        return new
-
-
 class Examination:
-    """Asks, and judges."""
+    """Asks, and judges. ``user`` is the actor whose processes are nobody's."""
 
-    def __init__(self, asked: Asked, weak: ByPid, world: World, actors: list[tuple[Helper, Lanes]], *, inodes: bool):
+    def __init__(
+        self,
+        asked: Asked,
+        weak: ByPid,
+        world: World,
+        actors: list[tuple[Helper, Lanes]],
+        user: tuple[Helper, Lanes],
+        *,
+        inodes: bool,
+    ):
         self._asked = asked
         self._weak = weak
         self._world = world
-        self._actors = actors
+        self._actors = [*actors, user]
+        self._user = user
         self._inodes = inodes
         self._held: deque[_Held] = deque()
-        self.scores = {mode: Score() for mode in _MODES}
+        self.scores = {mode: Score() for mode in (*_MODES, _OF_USER, _BY_ID)}
         self.ended, self.weak = Score(), Score()
 
     def look(self, turn: int) -> None:
-        """One look-up of a process chosen by chance."""
+        """One look-up of a process chosen by chance, at times of a container."""
+        if turn % _ASK_BY_ID == 0:
+            self._look_by_id()
         which = random.randrange(len(self._actors))  # noqa: S311
         lane = random.randrange(LANES)  # noqa: S311
         lanes = self._actors[which][1]
@@ -162,8 +122,19 @@ class Examination:
             self._look_by_pidfd(which, lane, truth)
             return
         verify = mode != "pid"
-        self._judge(self.scores[mode], lanes, lane, truth, lambda: self._asked.lookup(truth.pid, verify=verify))
+        score = self._score(which, mode)
+        self._judge(score, lanes, lane, truth, lambda: self._asked.lookup(truth.pid, verify=verify))
         self._judge(self.weak, lanes, lane, truth, lambda: self._weak.lookup(truth.pid))
+
+    def _score(self, which: int, mode: str) -> Score:
+        return self.scores[_OF_USER if self._actors[which] is self._user else mode]
+
+    def _look_by_id(self) -> None:
+        place = random.choice(self._world.named())  # noqa: S311
+        assert place.container_id is not None
+        pod_uid = place.pod_uid if random.random() < 0.5 else None  # noqa: S311
+        at = time.monotonic_ns()
+        self.scores[_BY_ID].named(self._asked.lookup_container(place.container_id, pod_uid), place, at)
 
     def _look_by_pidfd(self, which: int, lane: int, truth: Truth) -> None:
         lanes = self._actors[which][1]
@@ -176,7 +147,7 @@ class Examination:
         if lanes.turn(lane) != truth.turn:
             os.close(fd)
             return
-        self._judge(self.scores["pidfd"], lanes, lane, truth, lambda: self._asked.lookup_pidfd(fd))
+        self._judge(self._score(which, "pidfd"), lanes, lane, truth, lambda: self._asked.lookup_pidfd(fd))
         self._held.append(_Held(fd, which, lane, truth))
         if len(self._held) > _HELD:
             self._look_again(self._held.popleft())
@@ -224,6 +195,7 @@ class Examination:
                     old = helper.receive(10)["restart"]
                     new = self._world.restart(old)
                     helper.send([new, self._world.places[new].folder])
+                    self._user[0].send(self._world.names())
             left = end - time.monotonic()
             if left <= 0:
                 return
@@ -251,8 +223,8 @@ def run(
     warn: Callable[[str], None],
     examined: Callable[[Tracer], Asked] = lambda tracer: tracer,
 ) -> None:
-    """Fills the report. ``least`` reuses, moves and lost records must have happened; ``examined`` may put something
-    else in the tracer's place, to see whether it would be found wrong."""
+    """Fills the report. ``least`` reuses, moves, lost records, and moves and names of the user must have happened;
+    ``examined`` may put something else in the tracer's place, to see whether it would be found wrong."""
     seed = random.randrange(1 << 32) if seed is None else seed  # noqa: S311
     random.seed(seed)
     report.settings = {
@@ -261,18 +233,23 @@ def run(
         "seed": seed,
         "actors": _ACTORS,
         "processes": _ACTORS * LANES,
+        "user": UID,
+        "user_processes": LANES,
     }
     report.method = METHOD
     with ExitStack() as stack:
         site = stack.enter_context(Site(settings, warn=warn))
-        world = World(site)
+        folders = site.delegate(UID)
+        world = World(site, folders[0], _ACTORS)
         lanes = [Lanes.make() for _ in range(_ACTORS)]
         mine = [world.make(actor) for actor in range(_ACTORS)]
         world.publish()
+        user = _start_user(stack, world, folders, seed + _ACTORS)
         # So that the tracer finds at once which hierarchy holds the containers.
         stack.enter_context(Holder()).hold([(world.steady.folder, 1)])
         progress("starting the tracer with a ring of one page")
-        tracer = stack.enter_context(small_ring(site.settings, warn))
+        # Without a prefix: a node's operator says none, and then only who owns a cgroup tells a user's from a pod's.
+        tracer = stack.enter_context(small_ring(replace(site.settings, cgroup_prefix=None), warn))
         tracer.wait_synced(10)
         watch = stack.enter_context(tracer.watch())
         assert isinstance(watch, Watch)
@@ -287,18 +264,34 @@ def run(
             helper.send({"places": told, "restartable": again, "home": home, "v2": tracer.hierarchy == "v2"})
             actors.append((helper, lane))
         asked = examined(tracer)
-        examination = Examination(asked, ByPid(watch), world, actors, inodes=tracer.features.pidfs)
+        examination = Examination(asked, ByPid(watch), world, actors, user, inodes=tracer.features.pidfs)
         stack.callback(examination.close)
         try:
-            _examine(examination, tracer, lanes, duration, least, progress)
+            _examine(examination, lambda: _happened(tracer, lanes, user[1]), duration, least, progress)
         finally:
-            _conclude(report, examination, tracer, lanes, least)
+            _conclude(report, examination, tracer, _happened(tracer, lanes, user[1]), least)
+
+
+def _start_user(stack: ExitStack, world: World, folders: list[str], seed: int) -> tuple[Helper, Lanes]:
+    """A user, all of whose processes are in cgroups that are called like containers."""
+    lanes = Lanes.make()
+    helper = stack.enter_context(Helper("tracer.bench.user", str(lanes.fd), str(seed), pass_fds=[lanes.fd]))
+    helper.send(
+        {
+            "uid": UID,
+            "folders": folders,
+            "v2": os.path.exists(f"{folders[0]}/cgroup.events"),  # a file that v1 does not have
+            "first": world.make_user(),
+            "names": world.names(),
+        }
+    )
+    helper.receive(30)
+    return helper, lanes
 
 
 def _examine(
     examination: Examination,
-    tracer: Tracer,
-    lanes: list[Lanes],
+    happened: Callable[[], dict[str, int]],
     duration: float,
     least: int,
     progress: Callable[[str], None],
@@ -307,12 +300,15 @@ def _examine(
     turn = 0
     told = 0.0
     while (now := time.monotonic()) < begun + duration * _LONGEST:
-        done = _happened(tracer, lanes)
-        if now >= begun + duration and min(done["reuses"], done["moves"], done["lost"]) >= least:
+        done = happened()
+        if now >= begun + duration and min(done[name] for name in _ENOUGH) >= least:
             return
         if now - told >= 2:
             told = now
-            progress(f"{done['reuses']} reuses, {done['moves']} moves, {done['lost']} records lost")
+            progress(
+                f"{done['reuses']} reuses, {done['moves']} moves, {done['lost']} records lost,"
+                f" {done['user_names']} names by a user"
+            )
         while time.monotonic() < now + _LOOKING:
             for _ in range(50):
                 examination.look(turn)
@@ -321,16 +317,19 @@ def _examine(
         examination.serve(_SILENT)  # nobody looks, and the ring runs over
 
 
-def _happened(tracer: Tracer, lanes: list[Lanes]) -> dict[str, int]:
+def _happened(tracer: Tracer, lanes: list[Lanes], user: Lanes) -> dict[str, int]:
     done: dict[str, int] = {}
     for each in lanes:
         for name, count in each.counts().items():
-            done[name] = done.get(name, 0) + count
+            if name != "names":
+                done[name] = done.get(name, 0) + count
+    mine = user.counts()
+    done |= {f"user_{name}": mine[name] for name in ("names", "moves", "forks")}
     done["lost"] = tracer.counters()["lost_process"]
     return done
 
 
-def _conclude(report: Report, examination: Examination, tracer: Tracer, lanes: list[Lanes], least: int) -> None:
+def _conclude(report: Report, examination: Examination, tracer: Tracer, done: dict[str, int], least: int) -> None:
     scores = {**examination.scores, "pidfd of an ended process": examination.ended}
     rows = [("podtracer", mode, score) for mode, score in scores.items()]
     for index, mode, score in (*rows, ("by the bare PID", "pid", examination.weak)):
@@ -346,7 +345,6 @@ def _conclude(report: Report, examination: Examination, tracer: Tracer, lanes: l
             due=score.due,
             overtaken=score.overtaken,
         )
-    done = _happened(tracer, lanes)
     report.bars = {
         "look-ups": sum(score.lookups for score in scores.values()),
         "podtracer: wrong": sum(score.wrong for score in scores.values()),
@@ -356,6 +354,7 @@ def _conclude(report: Report, examination: Examination, tracer: Tracer, lanes: l
         "moves": done["moves"],
         "records lost": done["lost"],
         "containers restarted": done["restarts"],
+        "names by a user": done["user_names"],
     }
     for name, count in done.items():
         report.add("what happened", {"what": name}, count=count)
@@ -378,7 +377,7 @@ def verdict(scores: list[Score], weak: Score, done: dict[str, int], least: int) 
         failures.append(f"only {100 * (due - late) / due:.2f} % of the look-ups that were due are resolved")
     failures += [
         f"only {done[name]} {what} of {least} happened: say a longer --duration"
-        for name, what in (("reuses", "reuses of PIDs"), ("moves", "moves"), ("lost", "lost records"))
+        for name, what in _ENOUGH.items()
         if done[name] < least
     ]
     if not weak.wrong:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from tracer.bench.children import clone, end_with, inode
 from tracer.bench.lanes import COUNTS, DEAD, LANES, Lanes
 
-_REUSES, _MOVES, _FORKS, _EXECS, _RESTARTS, _TAKEN = range(len(COUNTS))
+_REUSES, _MOVES, _FORKS, _EXECS, _RESTARTS, _TAKEN, _ = range(len(COUNTS))
 _PROGRAM = "/bin/sleep"
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 LANES = 24  # of each actor
 _WORDS = 4
 DEAD = 0  # the place of a process that has ended and whose number waits to be taken again
-COUNTS = ("reuses", "moves", "forks", "execs", "restarts", "taken")
+COUNTS = ("reuses", "moves", "forks", "execs", "restarts", "taken", "names")
 _SIZE = mmap.PAGESIZE
 
 

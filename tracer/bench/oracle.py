@@ -14,7 +14,8 @@ DUE = 1_000_000_000  # ns after a source has listed a container, in which its pr
 class Place:
     """Where a process can be: in a container (all names are set), or in none (``pod_uid`` is ``None``).
 
-    ``listed`` is when the list with this container was there to be asked for, in nanoseconds of ``CLOCK_MONOTONIC``.
+    ``listed`` is when the list with this container was there to be asked for, in nanoseconds of ``CLOCK_MONOTONIC``,
+    ``path`` the path in its hierarchy of a container's own cgroup, or that path's end.
     """
 
     folder: str
@@ -25,6 +26,7 @@ class Place:
     container_id: str | None = None
     listed: int = 0
     restartable: bool = False
+    path: str = ""
 
     def is_of(self, identity: Identity) -> bool:
         """Whether the answer names this very container."""
@@ -95,6 +97,23 @@ class Score:
         ):
             where = after.folder if after is not None else "its end"
             self.is_wrong(identity, f"it went from {before.folder} to {where}")
+
+    def named(self, identity: Identity, place: Place, at: int) -> None:
+        """Counts the answer about a container that was asked for by its ID: itself, in its own cgroup or in none yet,
+        or not resolved, which is late for one that never ends."""
+        self.lookups += 1
+        state = identity.state
+        is_due = not place.restartable and at - place.listed >= DUE
+        self.due += is_due
+        path = identity.cgroup.path if identity.cgroup is not None else None
+        if state is not State.RESOLVED:
+            self.pending += state is State.PENDING
+            self.unknown += state is State.UNKNOWN
+            self.late += is_due
+        elif place.is_of(identity) and (path is None or path.endswith(place.path)):
+            self.right += 1
+        else:
+            self.is_wrong(identity, f"at {path}, for {place.container_id} in {place.folder}")
 
     def ended(self, identity: Identity, where: Place | None = None) -> None:
         """Counts the answer about a process that had ended before the look-up began: ``gone``, or whoever has its

@@ -14,7 +14,7 @@ from typing import Self
 
 from tracer.bench.kubelet import Kubelet
 from tracer.bench.pods import Container, Pod, pod_list
-from tracer.demo.node import all_mounts, make_root, sweep
+from tracer.demo.node import all_mounts, make_root, mounts, sweep
 from tracer.demo.stage import remove_tree
 from tracer.kernel import machine
 from tracer.settings import Settings
@@ -34,12 +34,15 @@ class Site:
         self._warn = warn
         self.name = f"podtracer-bench-{os.getpid()}"
         self.root = ""
+        self._second: str | None = None
         self._kubelet: Kubelet | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         machine.check()
         sweep(self._given.cgroupfs, self._given.procfs)
+        # Nobody else may write these cgroups: they are evidence only then.
+        self._stack.callback(os.umask, os.umask(0o022))
         try:
             self.root = make_root(self._given, self.name)
             self._stack.callback(self._clear)
@@ -87,9 +90,17 @@ class Site:
 
     def folder(self, pod: Pod, container: Container) -> str:
         """The container's cgroup, which is made."""
-        path = f"{self.root}/kubepods/burstable/pod{pod.uid}/{container.id}"
+        path = self.where(pod, container)
         os.makedirs(path, exist_ok=True)
         return path
+
+    def where(self, pod: Pod, container: Container) -> str:
+        """The same, which may not be made."""
+        return f"{self.root}/kubepods/burstable/pod{pod.uid}/{container.id}"
+
+    def path(self, folder: str) -> str:
+        """The path in its hierarchy of a cgroup of this site."""
+        return f"/{self.name}{folder.removeprefix(self.root)}"
 
     def other(self, name: str) -> str:
         """A cgroup beside those of pods, which is made."""
@@ -97,17 +108,47 @@ class Site:
         os.makedirs(path, exist_ok=True)
         return path
 
+    def delegate(self, uid: int) -> list[str]:
+        """Folders that this user may write, as systemd gives them to whoever logs in: one beside the pods, and one in
+        another hierarchy, where this machine has such. Each has a cgroup ``init`` in it."""
+        if self._second is None:
+            self._second = self._make_second()
+        folders = []
+        for root in filter(None, (self.root, self._second)):
+            folder = f"{root}/user.slice/user-{uid}.slice/user@{uid}.service"
+            os.makedirs(f"{folder}/init", exist_ok=True)
+            for path in (folder, f"{folder}/init"):
+                os.chown(path, uid, uid)
+                for name in ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
+                    with suppress(FileNotFoundError):  # v1 has fewer
+                        os.chown(f"{path}/{name}", uid, uid)
+            folders.append(folder)
+        return folders
+
+    def _make_second(self) -> str | None:
+        for mount in mounts(self._given.cgroupfs, self._given.procfs):
+            folder = f"{mount}/{self.name}"
+            if folder != self.root:
+                with suppress(OSError):
+                    os.makedirs(folder, exist_ok=True)
+                    return folder
+        return None
+
     # ---- the end ----
 
     def _clear(self) -> None:
+        for root in filter(None, (self.root, self._second)):
+            self._remove(root)
+
+    def _remove(self, root: str) -> None:
         ends = time.monotonic() + _PATIENCE
-        empty(self.root)
-        while not remove_tree(self.root):
+        empty(root)
+        while not remove_tree(root):
             if time.monotonic() > ends:
-                self._warn(f"{self.root} cannot be removed; the next bench tries again")
+                self._warn(f"{root} cannot be removed; the next bench tries again")
                 return
             time.sleep(0.02)
-            empty(self.root)
+            empty(root)
 
 
 @contextmanager

@@ -74,9 +74,12 @@ class DemoNode:
     def __enter__(self) -> DemoNode:
         machine.check()
         sweep(self._given.cgroupfs, self._given.procfs)
+        # Nobody else may write these cgroups: they are evidence only then.
+        umask = os.umask(0o022)
         try:
             self._root = make_root(self._given, self._name)
             self._fork()
+            os.umask(umask)
             assert self._lists is not None
             first = self._lists.readline()
             if not first or first.startswith(_FAILED):
@@ -87,6 +90,7 @@ class DemoNode:
             self._reader = threading.Thread(target=self._read, name="podtracer-demo", daemon=True)
             self._reader.start()
         except BaseException:
+            os.umask(umask)
             self.close()
             raise
         return self
@@ -193,7 +197,7 @@ def make_root(settings: Settings, name: str) -> str:
     Raises ``PermissionMissing`` and ``MissingError`` where there is none.
     """
     refused: OSError | None = None
-    for mount in _mounts(settings.cgroupfs, settings.procfs):
+    for mount in mounts(settings.cgroupfs, settings.procfs):
         folder = f"{mount}/{name}"
         try:
             os.makedirs(f"{folder}/kubepods/burstable")
@@ -216,7 +220,7 @@ def _error(line: bytes) -> TracerError:
     return TracerError("the demo's pods have ended", why or "no word from them", "run it as root on the host")
 
 
-def _mounts(cgroupfs: str, procfs: str) -> list[str]:
+def mounts(cgroupfs: str, procfs: str) -> list[str]:
     """Where cgroup hierarchies with controllers are mounted, v2 first, then the one that counts processes."""
 
     def rank(options: tuple[str, ...]) -> int:
