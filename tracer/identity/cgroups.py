@@ -249,10 +249,11 @@ class CgroupTree:
         self._unsure.pop(home, None)
         entry = self.entries.pop(home, None)
         if entry is not None:
-            same = self._by_id[entry.ref.container_id]
-            same.remove(entry)
+            same = self._by_id.get(entry.ref.container_id, [])
+            if entry in same:
+                same.remove(entry)
             if not same:
-                del self._by_id[entry.ref.container_id]
+                self._by_id.pop(entry.ref.container_id, None)
             self.changed = True
         return entry
 
@@ -326,7 +327,8 @@ class CgroupTree:
                 entry.live, entry.awaiting = old.live, old.awaiting
             self.read_guard(entry)
             self.entries[home] = entry
-            self._by_id.setdefault(entry.ref.container_id, []).append(entry)
+            if entry.guarded is not False:  # else it counts for nobody, however many of them a user makes
+                self._by_id.setdefault(entry.ref.container_id, []).append(entry)
             self.fresh.append(entry)
             self.changed = True
             self._stir(entry)
@@ -356,7 +358,7 @@ class CgroupTree:
         return iter(tuple(self.entries.values()))
 
     def named(self, container_id: str) -> tuple[Entry, ...]:
-        """The cgroups that are called like this container."""
+        """The cgroups that are called like this container, but for those that others than root may have made."""
         return tuple(self._by_id.get(container_id, ()))
 
 

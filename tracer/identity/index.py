@@ -222,8 +222,8 @@ class Index:
                 continue  # renamed meanwhile
             self._late += self.consider(entry, self._now)
             self.due |= self._verdicts.places.add(entry)
-            for other in self.cgroups.named(entry.ref.container_id):
-                if other is not entry:  # which of the two is the container is to be decided
+            for other in self.cgroups.named(entry.ref.container_id) if entry.guarded else ():
+                if other is not entry and other.live:  # which of the two is the container is to be decided
                     self._late += self.consider(other, self._now)
 
     def snapshot(self, now: int) -> list[Event]:
@@ -432,7 +432,12 @@ class Index:
         """Considers every container anew, and where containers live before that."""
         self.due = False
         self._verdicts.places.survey()
-        events = [event for entry in self.cgroups.containers() for event in self.consider(entry, now)]
+        events = [
+            event
+            for entry in self.cgroups.containers()
+            if entry.live or entry.guarded
+            for event in self.consider(entry, now)
+        ]
         self._consider_fresh()
         return events
 
