@@ -121,17 +121,17 @@ class Index:
     @property
     def pods_at(self) -> int | None:
         """When the newest pod list was fetched."""
-        return self._verdicts.pods_at
+        return self._verdicts.data.pods_at
 
     @property
     def pods_from(self) -> str | None:
         """Where that list came from."""
-        return self._verdicts.source
+        return self._verdicts.data.source
 
     @property
     def pod_table(self) -> PodTable | None:
         """The newest pod data, by which SPIRE's rules answer too; ``None`` before the first list."""
-        return self._verdicts.table
+        return self._verdicts.data.table
 
     @property
     def namespace_labels(self) -> Mapping[str, Mapping[str, str]]:
@@ -380,19 +380,19 @@ class Index:
     def pods(self, pods: Iterable[Pod], at: int, *, complete: bool, source: str, now: int) -> list[Event]:
         """Takes a pod list in, fetched at ``at``. An incomplete one (some pods could not be read) takes nothing away.
         Answers a ``resolved`` event for each process that was announced before its container was known."""
-        if not self._verdicts.take(pods, at, complete=complete, source=source):
+        if not self._verdicts.data.take(pods, at, complete=complete, source=source):
             return []
         self._now, self._stale = now, False
         return self.refresh(now)
 
     def pod_changed(self, pod: Pod, at: int, now: int) -> list[Event]:
         """Takes in one pod that a source pushed, as of ``at``; before the first list it says nothing."""
-        self._verdicts.change(pod, at)
+        self._verdicts.data.change(pod, at)
         return self.refresh(now)
 
     def pod_deleted(self, pod_uid: str, at: int, now: int) -> list[Event]:
         """Takes in that a source pushed the end of a pod."""
-        self._verdicts.delete(pod_uid, at)
+        self._verdicts.data.delete(pod_uid, at)
         return self.refresh(now)
 
     def container(self, record: RuntimeContainer, now: int) -> list[Event]:
@@ -407,16 +407,16 @@ class Index:
 
     def is_listed(self, ref: ContainerRef) -> bool:
         """Whether a source has this container, in the pod that its path names."""
-        return self._verdicts.is_listed(ref)
+        return self._verdicts.data.is_listed(ref)
 
     def take_disputes(self) -> list[str]:
         """Sentences on containers whose image the runtime and the list tell differently, each once."""
-        return self._verdicts.take_disputes()
+        return self._verdicts.data.images.take_disputes()
 
     @property
     def other_tags(self) -> int:
         """How many containers the list names by another tag of their image than the runtime."""
-        return self._verdicts.other_tags
+        return self._verdicts.data.images.other_tags
 
     def namespaces(self, labels: Mapping[str, Mapping[str, str]], now: int) -> list[Event]:
         """Takes in the labels of namespaces; where the rules ask for them, containers in others wait for theirs."""
@@ -426,7 +426,7 @@ class Index:
     @property
     def pod_namespaces(self) -> set[str]:
         """The namespaces of the pods that sources told of."""
-        return self._verdicts.pod_namespaces
+        return self._verdicts.data.pod_namespaces
 
     def refresh(self, now: int) -> list[Event]:
         """Considers every container anew, and where containers live before that."""
@@ -446,10 +446,10 @@ class Index:
         self._now = now
         self.cgroups.prune(now)
         self._consider_fresh()
-        at = self._verdicts.pods_at
+        at = self._verdicts.data.pods_at
         if not self._stale and at is not None and now - at > self.rules.max_stale:
             self._stale = self.due = True
-        events = self.refresh(now) if self.due and self._verdicts.ready else []
+        events = self.refresh(now) if self.due and self._verdicts.data.ready else []
         late, self._late = self._late, []
         return [*late, *events]
 
@@ -495,7 +495,7 @@ class Index:
         if not stirred:
             return False
         self.cgroups.stirred = set()
-        return any(self._verdicts.is_incomplete(ref) for ref in stirred)
+        return any(self._verdicts.data.is_incomplete(ref) for ref in stirred)
 
     def lacks_live(self, uids: Set[str]) -> bool:
         """Whether a pod that is known, and of which a container has a cgroup, is not among these."""
