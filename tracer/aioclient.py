@@ -27,13 +27,13 @@ _QUEUED = 4096  # events of a watch that wait to be taken before the daemon is k
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: requests out, each reply to the queue of its request. ``maker`` is the process that the daemon
-    takes to be asking."""
+    """One connection: requests out, each reply to the queue of its request. ``maker`` is the process that
+    connected, which is the caller to the daemon."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.maker = pidfds.whereabouts()
         self._socket = sock
-        self._writable = asyncio.Event()  # nothing is left to be written before
+        self._writable = asyncio.Event()  # set while nothing is left to write
         self._writable.set()
         self._lines = protocol.Lines()
         self._number = 0
@@ -172,8 +172,8 @@ class AsyncClient:
         container_selectors: bool = True,
         parity: bool = False,
     ) -> Identity:
-        """Which workload this process is: by its number here, by a ``pidfd`` of it, or with neither, the caller
-        itself."""
+        """Which workload this process is: by its PID here, by a ``pidfd`` of it, or the caller itself with
+        neither."""
         fields = protocol.lookup_fields(
             pidfd_ino=pidfd_ino, start_time=start_time, start_ns=start_ns, mode=mode, wait=wait,
             settled_wait=settled_wait, container_selectors=container_selectors, parity=parity,
@@ -269,7 +269,9 @@ class AsyncClient:
         try:
             answer: dict[str, Any] = await self._about(pid, "explain", 0.0, {})
         except ProcessLookupError:
-            raise DaemonError("bad_request", "no process has this PID here", str(pid), "name one that runs") from None
+            raise DaemonError(
+                "bad_request", "no process has this PID", str(pid), "give the PID of a running process"
+            ) from None
         return {**answer, "asked": pid} if "asked" in answer else answer
 
     async def status(self) -> dict[str, Any]:
@@ -346,7 +348,7 @@ class AsyncClient:
             if said.error is None:
                 return said.result
             if sends_again and said.error.code == "not_ready":
-                sends_again = False  # a descriptor is taken once it is known who sends it
+                sends_again = False  # the daemon takes a descriptor once it knows the caller
                 continue
             if said.nonce is None or nonce is not None:
                 raise said.error

@@ -211,7 +211,7 @@ class Attestor:
         if said.reason == "namespace_labels" and not config.enable_namespace_labels:
             raise _NotUsable("the daemon waits for labels that are not asked for")
         selectors = _answer(said)
-        # Who leaves container selectors out was answered as by SPIRE, ephemeral or not.
+        # With disable_container_selectors the daemon answers as SPIRE does, ephemeral or not.
         takes_ephemeral = config.ephemeral_containers or config.disable_container_selectors
         if said.kind == "ephemeral" and selectors and not takes_ephemeral:
             raise AttestError(TIMEOUT, NOT_FOUND)
@@ -276,8 +276,8 @@ def _question(pid: int, ino: int | None, located: Located | None) -> dict[str, A
 
 
 def _answer(said: Result) -> tuple[str, ...]:
-    """The selectors of the daemon's answer, or its error in SPIRE's words. A container without any is one that SPIRE
-    would look for in vain until its attempts are over; since it is known by now, nobody waits for that."""
+    """The selectors of the daemon's answer, or its error in SPIRE's words. For a container without
+    selectors SPIRE would find nothing in all its attempts; the daemon knows that, so the error comes at once."""
     state, reason, text = said.state, said.reason, said.reason_text
     if state == "resolved" and said.selectors:
         return said.selectors

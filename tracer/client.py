@@ -32,7 +32,7 @@ _ABSENT = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
 
 class Connection:
     """One connection to the daemon: lines out, replies in. Raises ``OSError`` when it breaks. ``maker`` is the process
-    that the daemon takes to be asking, also where a child of it does."""
+    that connected, which is the caller to the daemon, also if a forked child sends the request."""
 
     def __init__(self, path: str, timeout: float | None) -> None:
         self.maker = pidfds.whereabouts()
@@ -156,8 +156,8 @@ class Client:
     ) -> Identity:
         """Which workload this process is: by its number, by a ``pidfd`` of it, or with neither, the caller itself.
 
-        The number is one of the caller's own PID namespace, as is ``asked`` in the answer; that of its ``key`` is the
-        daemon's. Where the two differ a pidfd of the process is sent; that of the caller itself needs none.
+        ``pid`` is one of the caller's own PID namespace, as is ``asked`` in the answer; ``key`` has the daemon's PID.
+        If the two namespaces differ, the client sends a pidfd of the process, except for the caller itself.
 
         ``pidfd_ino`` (the inode of the pidfd), ``start_ns`` or ``start_time`` (as in an identity's JSON) say which
         process of this number is meant: another one is ``gone``. ``wait`` is how long the answer may take in seconds
@@ -179,8 +179,8 @@ class Client:
         return protocol.identity(said, clock.read())._replace(asked=pid)
 
     def lookup_many(self, pids: Sequence[int], *, wait: float = 0.0, parity: bool = False) -> list[Identity]:
-        """Which workload each of these processes is, in the order asked; a thousand are asked for at a time, or one
-        after the other where the daemon's PID namespace is another one."""
+        """Which workload each of these processes is, in the order asked; a thousand in a request, or one
+        in each if the daemon's PID namespace is another one."""
         found: list[Identity] = []
         end = time.monotonic() + wait
         for at in range(0, len(pids), protocol.MAX_PIDS):
@@ -198,8 +198,8 @@ class Client:
         return found
 
     def _about(self, pid: int, op: str, patience: float, fields: Mapping[str, Any]) -> Any:
-        """What the daemon answers about the process that has this number here. Raises ``ProcessLookupError`` where none
-        has, and the daemon's PID namespace is another one."""
+        """The daemon's answer about the process with this PID here. If the daemon's PID namespace is another one and no
+        process has it, raises ``ProcessLookupError``."""
         if pid == os.getpid() and self._is_ours():
             return self._about_itself(op, patience, fields)
         if not self._sends_pidfds:
@@ -215,7 +215,7 @@ class Client:
             fd = pidfds.of(pid)
         except ProcessLookupError:
             raise
-        except OSError:  # not allowed, or not known to this kernel: the daemon says that the number does not do
+        except OSError:  # not allowed, or not in this kernel: the daemon refuses the number then
             return self.request(op, patience=patience, **{**fields, "pid": pid})
         try:
             return self.request(op, fd=fd, patience=patience, **fields)
@@ -227,7 +227,7 @@ class Client:
         return self.request(op, patience=patience, **fields, **itself)
 
     def _is_ours(self) -> bool:
-        """Whether the daemon takes a question about who asks to be about this process."""
+        """Whether this process is the caller to the daemon, so that it may ask about itself without a number."""
         with self._lock:
             return self._connection is None or self._connection.maker == pidfds.whereabouts()
 
@@ -260,12 +260,14 @@ class Client:
         return [protocol.identity(each, now) for each in said]
 
     def explain(self, pid: int) -> dict[str, Any]:
-        """How the answer for a process came to be, as ``podtracer explain -o json`` prints it. The number is one of the
-        caller's own PID namespace, as of :meth:`lookup`."""
+        """How the answer for a process came to be, as ``podtracer explain -o json`` prints it. ``pid`` is one of the
+        caller's own PID namespace, as for :meth:`lookup`."""
         try:
             answer: dict[str, Any] = self._about(pid, "explain", 0.0, {})
         except ProcessLookupError:
-            raise DaemonError("bad_request", "no process has this PID here", str(pid), "name one that runs") from None
+            raise DaemonError(
+                "bad_request", "no process has this PID", str(pid), "give the PID of a running process"
+            ) from None
         return {**answer, "asked": pid} if "asked" in answer else answer
 
     def status(self) -> dict[str, Any]:
@@ -278,7 +280,7 @@ class Client:
         return str(self.request("version")["version"])
 
     def counts_alike(self) -> bool:
-        """Whether the daemon is in the caller's PID namespace, so that its numbers mean the same processes here."""
+        """Whether the daemon is in the caller's PID namespace, so that a PID means the same process to both."""
         return self.request("version").get("same_pid_namespace") is True
 
     def watch(self, *, snapshot: bool = True, parity: bool = False) -> ClientWatch:

@@ -16,7 +16,8 @@ def boottime() -> int:
 
 _SLACK = 0.1  # seconds: less is the jitter of reading two clocks, or slewing; more means that the clock was set
 _boot = 0.0
-_MOST = 1024  # times of boot that are remembered: the clock is set now and then, and slewed by so much once in hours
+# Boot times that are remembered: a new one comes when the clock is set, and every few hours while it is slewed.
+_MOST = 1024
 _boots: deque[float] = deque(maxlen=_MOST)
 
 
@@ -33,12 +34,12 @@ def read() -> Clock:
 
 
 def said(text: str, moment: int) -> bool:
-    """Whether an RFC 3339 time is what ``moment`` (boot time nanoseconds) was called in any answer since this process
-    started, however often the wall clock was set since. Raises ``ValueError`` for what is no such time."""
+    """Whether any answer since this process started gave ``moment`` (boot time nanoseconds) as this RFC 3339 time,
+    however often the wall clock was set since. Raises ``ValueError`` for a text that is not such a time."""
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
         raise ValueError("it has no time zone")
-    # As Clock.rfc3339 writes it, whatever the zone and the digits behind the millisecond.
+    # As Clock.rfc3339 writes it: in UTC, cut to milliseconds.
     try:
         at = at.astimezone(UTC)
     except OverflowError:

@@ -248,8 +248,9 @@ def pods_api(settings: Settings, found: _Found) -> Check:
         return Check(name, "ok", f"no socket at {SOCKET}: the kubelet is asked over HTTP")
     why = not_roots(endpoint) if settings.pods_api == "auto" else None
     if why is not None:
-        found_text = f"{endpoint} is not asked: {why}"
-        return Check(name, "warn", found_text, "make its folders root's alone, or name it with --pods-api")
+        found_text = f"not asking the Pods API at {endpoint}: {why}"
+        hint = "let root alone write the folders above it, or name it with --pods-api"
+        return Check(name, "warn", found_text, hint)
     try:
         with PodsApiClient(endpoint) as client:
             fetch = client.list_pods()
@@ -262,8 +263,8 @@ def pods_api(settings: Settings, found: _Found) -> Check:
 
 
 def kubelet(settings: Settings, found: _Found) -> Check:
-    """The kubelet over HTTP: which port and why, and whether it lists the pods. An absent one is a warning, and so is
-    another's port in its place; one that is there and does not serve us is not, unless the Pods API does instead."""
+    """The kubelet over HTTP: which port and why, and whether it lists the pods. An absent kubelet is a warning, and so
+    is another process on its port. A kubelet that does not serve us fails, unless the Pods API does instead."""
     from tracer.sources.finding import choose
     from tracer.sources.kubelet import KubeletClient
     from tracer.sources.ownership import NotRoots
@@ -414,7 +415,7 @@ def _in_use(tracer: Tracer) -> Check:
     return in_use(tracer.sources, boottime())
 
 
-# Also what the daemon itself looks at, so that all checks are found here.
+# With the checks that the daemon makes too, so that callers find all of them here.
 __all__ = [
     "Check", "Outcome", "bcc", "capabilities", "daemon", "examine", "failed", "guarded", "hierarchies", "in_use",
     "is_ok", "kernel", "kubelet", "losses", "namespace_labels", "pid_namespace", "pods_api", "runtime", "self_test",

@@ -1,9 +1,11 @@
 """The explanation of one process as JSON: its identity, each step on the way to it, and what entries say to it.
 
-A process that may ask about itself only is told its own way and nothing of others: not which entries it misses, whose
-SPIFFE IDs and selectors are others'; not what SPIRE would answer to a container that its files name and its cgroup does
-not, since whoever nests a cgroup called like another pod's would read that pod's selectors there; and not how many pods
-the node has.
+A caller that may ask about itself only sees its own steps and nothing of others:
+
+- no entries that it does not match, since their SPIFFE IDs and selectors are others';
+- no answer of SPIRE's for a container that its files name and its cgroup does not: a process that nests a cgroup named
+  after another pod would read that pod's selectors;
+- not the number of the node's pods.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ _OF_PODS = ("not_listed", "not_listed_yet", "no_pod_yet", "namespace_labels", "c
 
 
 def record(found: Explained, now: Clock, *, of_itself: bool = False) -> dict[str, Any]:
-    """All that is known of a process, as ``podtracer explain -o json`` prints it, no entries compared yet; without
-    what is about others where it is told to the process ``of_itself``."""
+    """All that is known of a process, as ``podtracer explain -o json`` prints it, no entries compared yet.
+    ``of_itself`` leaves out what is about others."""
     identity = found.identity
     is_known = identity.state is State.RESOLVED and identity.parity is True
     if of_itself and identity.mode != "parity" and not is_known:
@@ -64,7 +66,7 @@ def compare(
     of_itself: bool = False,
 ) -> None:
     """Adds to a record what registration entries, of this agent or of any, say to the process; ``now`` is seconds of
-    the epoch. Of those that do not match nothing is told to the process ``of_itself``."""
+    the epoch. ``of_itself`` leaves out those that do not match."""
     report = None
     if said["state"] in (State.RESOLVED, State.HOST):
         report = entries.report(said["selectors"], said["unix"], agent_id, now)

@@ -21,14 +21,14 @@ _HINTS = {
     "sandbox": "name a process of one of the pod's containers",
     "conmon": "name a process of the container, not its monitor",
     "pod_cgroup": "name a process of one of the pod's containers",
-    "outside_root": "a cgroup counts where only root may write those above it; where this node's pods are kept by"
-    " another user or below another container, name the place with --cgroup-prefix",
+    "outside_root": "a cgroup counts only if root alone may write those above it; if this node's pods belong to another"
+    " user or are below another container, name their place with --cgroup-prefix",
     "no_list": "give the pod list with --pods-file",
     "not_listed_yet": "ask again, or wait with podtracer lookup --wait; see whether the kubelet answers",
     "not_listed": "see whether the list is that of this node, and whether the pod still runs",
     "hierarchy": "ask again in a moment",
-    "conflict": "see the lines above: which of the names is right cannot be told from here; where another user than"
-    " root or another container keeps this node's pods, name the place with --cgroup-prefix",
+    "conflict": "podtracer cannot tell which of the names above is right; if this node's pods belong to a user other"
+    " than root or are below another container, name their place with --cgroup-prefix",
     "deleted": "the pod is being removed; there is nothing to do",
     "stale": "see why the kubelet does not answer",
     "unnamed": "the cgroup is gone, or its mount is not the host's; run podtracer in the host's cgroup namespace",
@@ -184,13 +184,11 @@ def pods_step(workload: Workload, about: Sequence[str], *, ends: bool) -> Step:
 
 
 def selectors_step(workload: Workload) -> Step:
-    """The selectors, of which there are none unless resolved, and for a container that SPIRE does not attest."""
+    """The selectors. There are none unless the container is resolved and SPIRE attests it."""
     if workload.state is State.RESOLVED and not workload.selectors:
         what_to_do = "name a process of the instance that runs now"
         if workload.kind == "ephemeral":
-            what_to_do = (
-                "if its processes may have what SPIRE refuses them, start podtracer with --ephemeral-containers"
-            )
+            what_to_do = "start podtracer with --ephemeral-containers to grant what SPIRE refuses"
         return Step("Selectors", ("none", workload.reason_text or ""), True, what_to_do)
     return Step("Selectors", workload.selectors if workload.state is State.RESOLVED else ("none",))
 

@@ -87,8 +87,8 @@ class Feed:
 
     @property
     def certain(self) -> bool:
-        """Whether the tracked hierarchy is known to hold the containers: it is the only one, or has some and no other
-        one has any that it lacks."""
+        """Whether the tracked hierarchy certainly holds the containers: it is the only one, or it has some, and no
+        other one has a container that it lacks."""
         return self._scout is None or (self._has_containers() and not self._scout.doubtful)
 
     def _header_without_iterator(self) -> ScanHeader:
@@ -188,7 +188,7 @@ class Feed:
             elif event.kind == CgroupEventKind.MKDIR and self._scout is not None:
                 self._scout.born(event.hierarchy, event.id, event.name, event.time)
                 self._tell_doubts(self._scout)
-        if self.index.due:  # all births are taken in, so that what follows for others comes before processes are told
+        if self.index.due:  # all births are in; events for other containers come before those of processes
             self._publish(self.index.tick(boottime()))
 
     def name(self, cgroup: int) -> bool:
@@ -320,11 +320,11 @@ class Feed:
         return Slot(ino, self.mount.info.hierarchy, cgroup) if ino and pidfd.alive(fd) else None
 
     def _whole_path(self, pid: int) -> str | None:
-        """The process's cgroup in the tracked hierarchy, from its root, whatever cgroup namespace we are in."""
+        """The process's cgroup in the tracked hierarchy, from its root, in any cgroup namespace of ours."""
         hierarchy, us = self.mount.info.hierarchy, os.getpid()
         if self._is_initial:
             return procfs.cgroup_path(self._procfs, pid, hierarchy)
-        # Where /proc shows us to be, before and after: nobody has moved us meanwhile.
+        # Our own path is read before and after, to be sure that nobody has moved us meanwhile.
         before, slot = procfs.cgroup_path(self._procfs, us, hierarchy), self.programs.slots.read(us)
         shown = procfs.cgroup_path(self._procfs, pid, hierarchy)
         if shown is None or before is None or slot is None or slot.hierarchy != hierarchy:
@@ -353,7 +353,7 @@ class Feed:
         )
 
     def _find_own(self) -> None:
-        """Tells the index where we are ourselves."""
+        """Tells the index our own cgroup."""
         slot = self.programs.slots.read(os.getpid())
         view = None
         if slot is not None and slot.hierarchy == self.mount.info.hierarchy and self.name(slot.cgroup):
@@ -361,8 +361,8 @@ class Feed:
         self.index.cgroups.own = None if view is None else view.cgroup.path
 
     def may_be_elsewhere(self, pid: int) -> bool:
-        """Whether a process that seems to be on the host is in a container's cgroup of a hierarchy that is not tracked,
-        by its files; also where they cannot be read."""
+        """Whether a process that seems to be on the host may be in a container's cgroup of a hierarchy that is not
+        tracked, by its files. True also if they cannot be read."""
         if self._scout is None or not self._scout.doubtful:
             return self.index.uncertain
         paths = procfs.cgroup_paths(self._procfs, pid)
@@ -383,8 +383,8 @@ class Feed:
             self._publish(self.index.decided(now))
 
     def _switch(self, mount: Mount) -> None:
-        """Tracks another hierarchy. Until the scan is over slots carry the old one's number, which tells. Processes of
-        which something else was told before are told anew."""
+        """Tracks another hierarchy. Until the scan is over, slots still carry the old one's number, so they are not
+        mistaken. Processes whose answer changes get new events."""
         before = self.index.told()
         self.names.close()
         self.mount, self.names = mount, CgroupNames(mount)

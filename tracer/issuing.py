@@ -19,8 +19,9 @@ _WORKLOADS = 2048  # kept with what they decide, those of the past included: mor
 _PROCESSES = 4096  # whose unix selectors are remembered
 _SAID = (State.RESOLVED, State.HOST)
 
-# A workload, so that its id() stays its own; what it decides; and if that is all, the IDs and between which times of
-# the wall clock they hold: not before they were computed, since who sets the clock back makes entries hold again.
+# A workload (kept, so that no other object gets its id()); the matches that it decides; and if these are all, the IDs
+# and from when to when by the wall clock they hold: not before they were computed, since entries that had expired hold
+# again if somebody sets the clock back.
 _Known = tuple[Workload, Matches, tuple[str, ...] | None, float, float]
 
 

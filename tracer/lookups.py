@@ -216,8 +216,8 @@ class Lookups:
         return self.issued(identity)
 
     def _verified(self, feed: Feed, identity: Identity, slot: Slot) -> Identity:
-        """The identity while a container may be in another hierarchy: who seems to be on the host is so only if its
-        files say that it is in no container's cgroup there."""
+        """The identity while a container may be in another hierarchy. A process that seems to be on the host is so only
+        if its files say that it is in no container's cgroup there."""
         key, workload = identity.key, identity.workload
         if workload is not SWITCHING and workload.state is not State.HOST:
             return identity

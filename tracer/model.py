@@ -185,7 +185,7 @@ class RuntimeContainer:
     ``image`` and ``image_id`` are what the kubelet will write into the pod's status. ``created_at`` (nanoseconds of
     the epoch) tells which of several by the same name is the newest. What the kubelet did not make has an empty
     ``pod_uid``. ``cgroups_path`` is the OCI spec's ``linux.cgroupsPath``, in the form of the runtime's driver (a path,
-    or ``slice:prefix:id``); ``None`` where the runtime does not tell.
+    or ``slice:prefix:id``); ``None`` if the runtime does not tell.
     """
 
     container_id: str
@@ -205,8 +205,8 @@ class Workload:
     """What all processes of one container share: the answer but for the process.
 
     ``reason`` is a fixed word, ``reason_text`` is for people. ``selectors`` are sorted and carry their type
-    (``k8s:ns:…``); empty unless resolved, and for a container that SPIRE does not attest, an ephemeral one say:
-    ``reason_text`` tells then. ``labels`` are the pod's, for filters.
+    (``k8s:ns:…``); empty unless resolved, and for a container that SPIRE does not attest, such as an ephemeral
+    one: ``reason_text`` says why then. ``labels`` are the pod's, for filters.
     """
 
     state: State

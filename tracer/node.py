@@ -42,7 +42,7 @@ FIXED = ("procfs", "cgroupfs", "cgroup_prefix", "mode")
 """Settings that stay what they were when the tracer was started."""
 _ALIVE = 30.0  # seconds
 _SERVED = 8192  # events that are kept for a watch that is served, beside its snapshot
-_LOOK_AROUND = 5.0  # seconds between two looks at where we stand: some files to look at
+_LOOK_AROUND = 5.0  # seconds between two checks of where we run: they read some files
 _DRAIN = 0.05  # seconds between two looks at the ring of processes
 _log = logging.getLogger("podtracer")
 
@@ -52,9 +52,10 @@ class Tracer(About):
 
     ``warn`` gets sentences for a person (an absent kubelet, say), ``note`` those that are no warnings (which kubelet is
     asked, where none was named); the default logs them. ``load`` loads the programs, other than usual for whoever
-    measures them. Raises ``PermissionMissing`` and ``MissingError`` where this machine or user cannot trace, or stands
-    where answers would be wrong, from ``start`` or on entering the context; with ``whole`` also where they would be
-    ``unknown``, since cgroups cannot be named. ``anywhere`` starts wherever it is, to be asked what is missing.
+    measures them. Raises ``PermissionMissing`` and ``MissingError`` from ``start``, or on entering the context, if this
+    machine or user cannot trace, or answers would be wrong from where it runs. With ``whole`` it also raises if answers
+    would be ``unknown``, since it cannot name cgroups. With ``anywhere`` it starts all the same, to report what is
+    missing.
 
     Look-ups may come from any thread.
     """
@@ -208,7 +209,7 @@ class Tracer(About):
 
     @property
     def standing(self) -> Standing:
-        """What is missing where we stand, looked at anew; what was found last is ``missing``."""
+        """The checks of where we run, made again at each call. ``missing`` has those that failed last."""
         if self._standing is None:
             raise RuntimeError("the tracer is not running: use it as a context manager, or call start()")
         return self._standing
@@ -266,7 +267,7 @@ class Tracer(About):
 
     def explain_record(self, pid: int, *, of_itself: bool = False) -> dict[str, Any]:
         """The same as ``podtracer explain -o json`` prints it, with what the entries say where there are any.
-        ``of_itself`` is for the process itself, which is told nothing of others: see ``tracer.explaining``."""
+        ``of_itself`` leaves out what is about others: see ``tracer.explaining``."""
         from tracer import explaining
 
         said = explaining.record(self.explain(pid), clock.read(), of_itself=of_itself)
@@ -390,8 +391,8 @@ class Tracer(About):
                     timeout = _DRAIN
 
     def _look_around(self) -> None:
-        """Tells once what fails where we stand: answers are ``unknown`` then, or of a part of the machine. With the
-        lock held."""
+        """Checks where we run, and warns once of each failure: answers are ``unknown`` then, or cover a part of the
+        machine. With the lock held."""
         self._looked = time.monotonic()
         before, self.missing = self.missing, self.standing.missing()
         new = [check for check in self.missing if check not in before]

@@ -50,10 +50,10 @@ def number(fd: int) -> int | None:
 def numbers(fd: int) -> tuple[int, ...] | None:
     """The PIDs of the process behind a pidfd, in our PID namespace first (-1 when it has ended, 0 when it is not
     visible here), then in each one further in down to its own (``NSpid``, Linux 5.5). So a single number above 0 is
-    that of a process of our very PID namespace. ``None`` for a descriptor that is no pidfd. Raises ``OSError`` where it
-    cannot be told.
+    that of a process of our own PID namespace. ``None`` for a descriptor that is not a pidfd. Raises ``OSError`` if
+    fdinfo cannot be read.
 
-    Never touches the file behind any other descriptor: whoever sent it may keep us waiting there."""
+    Never touches the file behind the descriptor: its sender could block us there."""
     found: tuple[int, ...] | None = None
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
         for line in file:
@@ -75,7 +75,7 @@ def of(pid: int) -> int:
         if leader is None or leader == pid:
             raise
     fd = os.pidfd_open(leader)
-    if _leader(pid) != leader:  # the thread has ended, and its number may have been another's
+    if _leader(pid) != leader:  # the thread has ended, and another may have its number
         os.close(fd)
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     return fd
@@ -96,8 +96,8 @@ def is_own(pid: int) -> bool:
 
 
 def proc_counts_alike() -> bool:
-    """Whether ``/proc`` is that of our PID namespace: after ``unshare --pid`` it may be still the one of outside, whose
-    numbers are others."""
+    """Whether ``/proc`` belongs to our PID namespace. After ``unshare --pid`` it may still be the outer one, with other
+    numbers."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             return any(line.split() == ["NSpid:", str(os.getpid())] for line in file)

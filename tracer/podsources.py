@@ -235,9 +235,7 @@ class PodSources:
         why = None if endpoint is None else not_roots(endpoint)
         if why is None:
             return endpoint
-        self._note(
-            f"the kubelet's Pods API at {endpoint} is not asked: {why}; name it with --pods-api if it is the kubelet's"
-        )
+        self._note(f"not asking the Pods API at {endpoint}: {why}; if it is the kubelet's, name it with --pods-api")
         return None
 
     def _start_pods_api(self, endpoint: str) -> None:
@@ -255,7 +253,7 @@ class PodSources:
         self._pods_api.start()
 
     def _cri_client(self) -> CriClient | FoundCri | None:
-        """The runtime's client; ``None`` where none is to be asked, or none is there yet."""
+        """The runtime's client; ``None`` if the settings want none, or no socket exists yet."""
         from tracer.sources.cri import ENDPOINTS, CriClient, find_endpoint
         from tracer.sources.cri_finding import FoundCri
 
@@ -267,7 +265,7 @@ class PodSources:
         return FoundCri(ENDPOINTS, note=self._note) if find_endpoint(ENDPOINTS) is not None else None
 
     def _await_cri(self) -> None:
-        """Looks for a runtime that is installed or started later than we are."""
+        """Waits for a runtime that is installed or started after us."""
         client: CriClient | FoundCri | None = None
         while client is None:
             if self._ending.wait(self._settings.refresh_interval):

@@ -106,7 +106,7 @@ def lookup_fields(
 
 
 def unknown_here(pid: int) -> Identity:
-    """The answer for a number that no process has in the PID namespace of who asks."""
+    """The answer for a PID that no process has in the caller's PID namespace."""
     return Identity(ProcessKey(0, 0), pid, GONE)
 
 

@@ -159,7 +159,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _is_unusable(error: DaemonError) -> bool:
-    """Whether this daemon is of no use to us; a PID that an agent has from another PID namespace means nobody there."""
+    """Whether we cannot use this daemon. In another PID namespace the agent's PIDs mean other processes."""
     return error.code in _UNUSABLE or error.wants_pidfd
 
 

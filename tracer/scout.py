@@ -1,13 +1,13 @@
 """Which hierarchy to track: found by looking, and changed while running whenever containers turn up elsewhere.
 
-A hybrid node has v1 hierarchies and a v2 tree that may be empty, or hold the containers too. Nothing is settled by one
-sighting. A cgroup counts by ``places``' first rule only: whoever can make cgroups in one hierarchy, as a user with a
-delegated v2 subtree can on a node whose containers are on v1, decides nothing.
+A hybrid node has v1 hierarchies and a v2 tree that may be empty, or hold the containers too. No single sighting decides
+for good. A cgroup counts only by the first rule of ``places``: a user with a delegated v2 subtree, on a node whose
+containers are on v1, decides nothing.
 
-Births are watched in the hierarchies that are not tracked too. A container's cgroup there that has none of its ID in
-the tracked one is a *stray*. While a process is in a stray, its hierarchy may be the right one; that with the most
-containers that a source lists is tracked; as long as nothing is listed, any that has a pod's, or else any container's,
-where the tracked one has none.
+The scout also watches births in the hierarchies that are not tracked. A container's cgroup there is a *stray* if the
+tracked hierarchy has none with its ID. While a process is in a stray, its hierarchy may be the right one. The hierarchy
+with the most listed containers is tracked. While no source lists any, a hierarchy with a pod's container, or else with
+any container, replaces a tracked one that has none.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ Listed = Callable[[ContainerRef], bool]
 Score = tuple[int, int, int]
 """How many containers with a process in them: listed ones, pods', and all."""
 
-_SURE = 20_000_000  # ns for which a process has to be seen in a stray: a runtime joins one hierarchy after another
+_SURE = 20_000_000  # ns for which a stray must have a process: a runtime joins one hierarchy after another
 _YOUNG = 1_000_000_000  # ns in which a stray without a process may yet get one
-_DOUBTED = 30_000_000_000  # ns after which a stray that nobody lists is taken for something else
+_DOUBTED = 30_000_000_000  # ns after which an unlisted stray no longer makes anything uncertain
 _AGAIN = 1_000_000_000  # ns between two decisions, and between two looks at old strays
 _MOST = 3  # other hierarchies that are looked at: a runtime that uses v1 uses pids, memory and cpu
 _ID_LENGTH = 64
 
 
 def _match(path: str, prefix: str | None) -> PathMatch | None:
-    """What a path names, where that is a container, below the prefix if there is one."""
+    """The match of a path that names a container, below the prefix if there is one; else ``None``."""
     match = match_strict(path, prefix)
     is_outside = prefix is not None and match.root is None
     return None if match.container is None or is_outside else match
 
 
 def _containers(mount: Mount, prefix: str | None) -> Iterator[tuple[str, PathMatch]]:
-    """(path, match) of each cgroup that is called like a container's own."""
+    """(path, match) of each cgroup that has a container's name."""
     base = mount.path.rstrip("/")
     for folder, below, _ in os.walk(base):
         path = folder[len(base) :] or "/"
@@ -54,7 +54,8 @@ def _containers(mount: Mount, prefix: str | None) -> Iterator[tuple[str, PathMat
 
 
 def survey(mount: Mount, listed: Listed = lambda _ref: False, *, prefix: str | None = None) -> dict[str, Score]:
-    """What each container counts, by its ID, that has a process in a cgroup of this hierarchy which is evidence."""
+    """The score of each container, by its ID, that has a process in a cgroup of this hierarchy which root alone
+    made."""
     found: dict[str, Score] = {}
     for path, match in _containers(mount, prefix):
         ref = match.container
@@ -86,8 +87,8 @@ def first_choice(mounts: Sequence[Mount], *, prefix: str | None = None) -> Mount
 
 
 def _is_better(score: Score, than: Score) -> bool:
-    """Whether a hierarchy is to be tracked instead: it has more listed containers, or something of a kind of which the
-    other has nothing, as long as nothing is listed."""
+    """Whether a hierarchy is better to track ``than`` another: it has more listed containers; or, if neither has any,
+    it has pods' containers, or any, and the other has none of that kind."""
     if score[0] or than[0]:
         return score[0] > than[0]
     return than[1] == 0 and (score[1] > 0 or (score[2] > 0 and than[2] == 0))
@@ -107,8 +108,8 @@ class _Stray:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """What is known of the hierarchy that is tracked: whether it ``has`` a cgroup with a process for a container ID,
-    whether it has any container at all (``settled``), and whether a source has ``listed`` a container."""
+    """Questions about the tracked hierarchy: whether it ``has`` a cgroup with a process for a container ID, and whether
+    it has any container at all (``settled``). ``listed`` says whether a source lists a container."""
 
     has: Callable[[str], bool]
     settled: Callable[[], bool]
@@ -118,7 +119,7 @@ class Tracked:
 class Scout:
     """Watches the hierarchies that are not tracked. ``mounts`` come best first.
 
-    ``uncertain`` is whether nobody can be said to be on the host, ``doubtful`` whether that is to be verified of each
+    While ``uncertain``, no process is certainly on the host. While ``doubtful``, the caller has to verify that for each
     process (:meth:`may_be_elsewhere`)."""
 
     def __init__(self, mounts: Sequence[Mount], tracked: Mount, known: Tracked, *, prefix: str | None) -> None:
@@ -140,7 +141,7 @@ class Scout:
         self.uncertain = self.doubtful = False
 
     def look_through(self, now: int) -> None:
-        """Takes in what is in the other hierarchies already."""
+        """Takes in the cgroups that the other hierarchies already have."""
         for hierarchy, mount in self._others.items():
             for path, match in _containers(mount, self._prefix):
                 try:
@@ -172,8 +173,8 @@ class Scout:
         self.uncertain |= match.below_pod and not self._known.settled()
 
     def may_be_elsewhere(self, paths: Mapping[int, str]) -> bool:
-        """Whether a process with these paths, by the number of the hierarchy, is in a container's cgroup of one that is
-        not tracked, where that is evidence or may be."""
+        """Whether a process with these paths, by the number of the hierarchy, may be in a container's cgroup of a
+        hierarchy that is not tracked, in one that root alone made or may have made."""
         for hierarchy, path in paths.items():
             mount = self._others.get(hierarchy)
             relative = path.startswith("/..")  # in a private cgroup namespace: by its name alone
@@ -188,7 +189,7 @@ class Scout:
         return False
 
     def look(self, now: int) -> Mount | None:
-        """The hierarchy to track from now on; ``None`` where it is the tracked one, or that is not certain yet."""
+        """The hierarchy to track from now on; ``None`` if that stays the same, or is not certain yet."""
         if not self._strays:
             self.uncertain = self.doubtful = False
             return None
@@ -224,7 +225,7 @@ class Scout:
         return self._better(ripe)
 
     def _better(self, ripe: Collection[int]) -> Mount | None:
-        """Which of these hierarchies has more of what counts than the tracked one."""
+        """The best of these hierarchies, if it is better than the tracked one."""
         best, most = self._tracked, total(survey(self._tracked, self._known.listed, prefix=self._prefix))
         for mount in self._mounts:
             if mount.info.hierarchy in ripe and mount is not self._tracked:

@@ -1,8 +1,8 @@
 """Where podtracer itself stands: whether it can see the pods' processes and name their cgroups from there.
 
-Out of a container it may be shown a part only, without any error: the processes of its own PID namespace, the cgroups
-below its own. What it would say of the rest were wrong. So whoever traces asks here first, the daemon again and again
-while it runs, and ``podtracer doctor`` tells the same in the same words.
+In a container podtracer may see only a part of the machine, without any error: the processes of its own PID namespace,
+the cgroups below its own. Its answers about the rest would be wrong. So every command that traces checks this first,
+the daemon checks it again while it runs, and ``podtracer doctor`` reports the same in the same words.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _READ = ("cgroup", "mountinfo")  # what SPIRE's rules read of a process
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: ``found`` says what was found, ``hint`` what to do, ``None`` for nothing.
+    """The result of one check: ``found`` says what the check found, ``hint`` what the user can do, if anything.
 
-    ``warn`` is what podtracer does without, slower or later; ``fail`` what it cannot do without.
+    ``warn`` is for what podtracer can work without, slower or later; ``fail`` for what it needs.
     """
 
     name: str
@@ -54,7 +54,7 @@ def failed(name: str, error: Exception, state: Outcome = "fail") -> Check:
 
 
 def guarded(name: str, checks: Callable[[], Check | Iterable[Check]]) -> Iterator[Check]:
-    """The checks that a function gives; what it raises is one more, of this name."""
+    """The checks that a function returns. If it raises, that is one more failed check, of this name."""
     try:
         found = checks()
         if isinstance(found, Check):
@@ -71,8 +71,8 @@ def is_ok(checks: Iterable[Check]) -> bool:
 
 
 def require(checks: Iterable[Check]) -> None:
-    """Raises ``MissingError`` for the first that fails, in the same words; ``PermissionMissing`` for files that may not
-    be read."""
+    """Raises ``MissingError`` for the first check that fails, in the same words; ``PermissionMissing`` if podtracer may
+    not read files."""
     for check in checks:
         if check.state == "fail":
             kind = PermissionMissing if check.name == "reading" else MissingError
@@ -83,7 +83,7 @@ def require(checks: Iterable[Check]) -> None:
 
 
 def procfs_of(folder: str) -> Check:
-    """Whether the procfs that is read is of our own PID namespace: numbers mean other processes in any other."""
+    """Whether this procfs belongs to our own PID namespace. In any other one a PID means another process."""
     try:
         shown = os.readlink(os.path.join(folder, "self"))
     except OSError as error:
@@ -92,8 +92,8 @@ def procfs_of(folder: str) -> Check:
         ) from error
     if shown == str(os.getpid()):
         return Check("procfs", "ok", f"{folder} shows the processes of our PID namespace")
-    found = f"{folder} is of another PID namespace: we are {os.getpid()} in ours, and {shown} there"
-    hint = "run in the PID namespace that it is of (hostPID: true), or name our own with --procfs"
+    found = f"{folder} belongs to another PID namespace: podtracer is PID {os.getpid()} in its own, and {shown} there"
+    hint = "run podtracer in that PID namespace (hostPID: true), or name the procfs of its own with --procfs"
     return Check("procfs", "fail", found, hint)
 
 
@@ -117,8 +117,8 @@ def _own_time_namespace() -> Check:
 
 
 def reading(procfs: str, status: str, *, parity: bool) -> Check:
-    """Whether other users' files in ``/proc`` can be read; ``status`` is the text of ``/proc/self/status``. Parity mode
-    answers by them. Init has the most capabilities, so that who may read its files may read everybody's."""
+    """Whether we can read other users' files in ``/proc``; ``status`` is the text of ``/proc/self/status``. Parity mode
+    answers by these files. Init has the most capabilities, so a process that may read its files may read all."""
     hint = "add CAP_SYS_PTRACE"
     for name in _READ:
         path = os.path.join(procfs, "1", name)
@@ -126,16 +126,16 @@ def reading(procfs: str, status: str, *, parity: bool) -> Check:
             with open(path, "rb") as file:
                 file.read(1)
         except OSError as error:
-            found = f"other users' processes cannot be read ({path}: {error.strerror}): parity is not known of them"
+            found = f"cannot read files of other users' processes ({path}: {error.strerror}): their parity is not known"
             return Check("reading", "fail" if parity else "warn", found, hint)
     if machine.holds(status, machine.SYS_PTRACE):
         return Check("reading", "ok", "the files and namespaces of all users' processes")
-    found = "CAP_SYS_PTRACE is missing: other users' processes show their files, but not the namespaces they are in"
+    found = "CAP_SYS_PTRACE is missing: podtracer reads the files of other users' processes, but not their namespaces"
     return Check("reading", "warn", found, hint)
 
 
 def first(settings: Settings) -> Iterator[Check]:
-    """What can be told before anything is loaded."""
+    """The checks that need no loaded programs."""
     yield from guarded("procfs", lambda: procfs_of(settings.procfs))
     yield from guarded("time-namespace", _own_time_namespace)
     yield from guarded("reading", lambda: _own_reading(settings))
@@ -150,37 +150,39 @@ def _own_reading(settings: Settings) -> Check:
 
 
 def pid_namespace(inum: int, level: int | None = None, blind: str | None = None) -> Check:
-    """Whether PIDs are the machine's own; ``level`` counts the namespaces above ours, where that is known, ``blind``
-    says why the pods' processes cannot be seen from it."""
+    """Whether PIDs are the machine's own. ``level`` counts the namespaces above ours, if that is known; ``blind`` says
+    why we cannot see the pods' processes from here, if we cannot."""
     if level == 0 or (level is None and inum == _INITIAL_PID_NAMESPACE):
         return Check("pid-namespace", "ok", "the initial one: PIDs are the machine's own")
     where = "" if level is None else f", {level} below the initial one"
-    hint = "run in the host's PID namespace (hostPID: true) to know all processes by the machine's own PIDs"
-    found = f"PIDs are those of PID namespace {inum}{where}; processes outside of it are not known"
+    hint = "run podtracer in the host's PID namespace (hostPID: true) to see all processes, by the machine's own PIDs"
+    found = f"PIDs are those of PID namespace {inum}{where}; podtracer does not see processes outside of it"
     if blind is not None:
         return Check("pid-namespace", "fail", f"{found}: {blind}", hint)
     return Check("pid-namespace", "warn", found, hint)
 
 
 def blindness(feed: Feed, settings: Settings) -> str | None:
-    """Why the pods' processes cannot be seen from our PID namespace; ``None`` where they can be, or nothing speaks
-    against it. Wants the feed's lock.
+    """Why we cannot see the pods' processes from our PID namespace; ``None`` if we can, or nothing shows that we
+    cannot. The caller holds the feed's lock.
 
-    A node's own PID namespace need not be the machine's: in KIND the node is a container. So a namespace of its own
-    says nothing yet, but who is in it does: one whose init is in a pod's cgroup is that pod's, since all of its
-    processes come from init. One that holds our own container or service alone is no node's if pods run outside of it.
+    A node's PID namespace may be another than the machine's: in KIND the node is a container. So the processes in our
+    namespace decide. If its init is in a pod's cgroup, the namespace is that pod's, since all of its processes come
+    from init. If it holds our own container or service alone while pods run outside of it, it is not a node's.
     """
     if feed.header.ns_level == 0:
         return None
     if not feed.mount.trusted:
-        return "whether it has the pods' in it cannot be told, since no cgroup can be named"
+        return "podtracer cannot tell whether the pods' are in it, since it cannot name any cgroup"
     init, own = _path_of(feed, 1), _path_of(feed, os.getpid())
     if init is not None and match_strict(init, settings.cgroup_prefix).pod_uid is not None:
-        return f"it is one pod's alone, whose first process is in {init!a}"
+        return f"it is the PID namespace of one pod, whose first process is in {init!a}"
     if own is None or own == "/" or not _is_alone(feed, own):
         return None
     hidden = next((path for mount in feed.mounts if (path := _hidden_pod(mount, own, settings.cgroup_prefix))), None)
-    return None if hidden is None else f"only those in {own!a} are in it, and none of the pods', such as in {hidden!a}"
+    if hidden is None:
+        return None
+    return f"it holds only the processes in {own!a}, and none of the pods', such as those in {hidden!a}"
 
 
 def _path_of(feed: Feed, pid: int) -> str | None:
@@ -208,7 +210,7 @@ def _hidden_pod(mount: Mount, own: str, prefix: str | None) -> str | None:
     for folder, below, _ in os.walk(base):
         path = folder[len(base) :] or "/"
         if path == own or not (prefix or _is_roots(folder)):
-            below.clear()  # also what a user may have named
+            below.clear()  # a user may have named what is below
         elif match_strict(path, prefix).below_pod:
             below.clear()
             if _is_populated(Path(folder)):
@@ -240,7 +242,7 @@ def _is_populated(folder: Path) -> bool:
 
 
 def hierarchies(mounts: Sequence[Mount]) -> Iterator[Check]:
-    """Each mounted cgroup hierarchy, and whether the paths below its mount can be believed."""
+    """Each mounted cgroup hierarchy, and whether the paths below its mount are whole."""
     for mount in mounts:
         name = f"cgroup {mount.name}"
         if mount.trusted:
@@ -252,7 +254,7 @@ def hierarchies(mounts: Sequence[Mount]) -> Iterator[Check]:
 
 
 class Standing:
-    """What is missing where a tracer stands, looked at now and again while it runs."""
+    """Checks, now and again while a tracer runs, whether it still sees the pods' processes and cgroups."""
 
     def __init__(self, feed: Feed, settings: Settings) -> None:
         self._feed = feed
@@ -268,13 +270,13 @@ class Standing:
         """Whether the cgroups of each hierarchy can be named: its mount is whole, and still where it was."""
         for check, mount in zip(hierarchies(self._feed.mounts), self._feed.mounts, strict=True):
             if check.state == "ok" and _place(mount) != self._places[mount.path]:
-                found = f"{mount.path} is not mounted any more: cgroups have no names"
-                yield Check(check.name, "fail", found, "mount it again, and start podtracer anew")
+                found = f"{mount.path} is no longer mounted: podtracer cannot name cgroups"
+                yield Check(check.name, "fail", found, "mount it again, and restart podtracer")
             else:
                 yield check
 
     def missing(self) -> tuple[Check, ...]:
-        """All that fails."""
+        """All checks that fail."""
         return tuple(check for check in (self.seeing(), *self.naming()) if check.state == "fail")
 
 

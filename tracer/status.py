@@ -25,8 +25,8 @@ class Readiness:
     began: float = field(default_factory=time.monotonic)
 
     def checks(self) -> dict[str, bool]:
-        """By name, whether it is. All processes were scanned only where all of them, and their cgroups, can be seen:
-        ``missing`` says in sentences what cannot be."""
+        """By name, whether it is. The scan is complete only if podtracer sees all processes and their cgroups:
+        ``missing`` says in sentences what it does not see."""
         return {"bpf": self.bpf, "scan": self.scan and not self.missing, "pods": self.pods}
 
     @property

@@ -71,9 +71,11 @@ def _give(path: Path) -> None:
         pytest.param(lambda top: _give(top / "a/b/x.sock"), "a/b/x.sock belongs to uid 65534", id="socket"),
         pytest.param(lambda top: _give(top / "a/b"), "a/b belongs to uid 65534", id="folder"),
         pytest.param(lambda top: _give(top / "a"), "a belongs to uid 65534", id="folder-above"),
-        pytest.param(lambda top: (top / "a").chmod(0o757), "others than root may write {top}/a", id="for-all"),
-        pytest.param(lambda top: (top / "a").chmod(0o1777), "others than root may write {top}/a", id="sticky"),
-        pytest.param(lambda top: (top / "a/b").chmod(0o775), "others than root may write {top}/a/b", id="for-a-group"),
+        pytest.param(lambda top: (top / "a").chmod(0o757), "users other than root may write {top}/a", id="for-all"),
+        pytest.param(lambda top: (top / "a").chmod(0o1777), "users other than root may write {top}/a", id="sticky"),
+        pytest.param(
+            lambda top: (top / "a/b").chmod(0o775), "users other than root may write {top}/a/b", id="for-a-group"
+        ),
     ],
 )
 def test_a_path_that_a_user_may_change(folder: Path, spoil: Callable[[Path], None], why: str) -> None:
@@ -234,6 +236,6 @@ def test_a_users_pods_api_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyP
     assert sources._find_pods_api() is None
     check = doctor.pods_api(Settings(), doctor._Found())
     assert check.state == "warn"
-    assert check.found == f"{path} is not asked: {folder}/pods-api belongs to uid 65534"
+    assert check.found == f"not asking the Pods API at {path}: {folder}/pods-api belongs to uid 65534"
     named: Any = Settings(cri="none", pods_api=f"unix://{path}")
     assert make_sources(Index(), named)._find_pods_api() == f"unix://{path}"

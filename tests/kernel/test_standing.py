@@ -247,17 +247,17 @@ def test_in_a_pods_own_pid_namespace_the_daemon_does_not_start(cgroups: Cgroups)
     for cgroup in (f"{POD}/{ID}", f"{POD}/{ID}/nested"):
         before = (*_inside(cgroups.make(cgroup)), *IN_PID_NAMESPACE)
         said = _failing(*before)
-        assert f"it is one pod's alone, whose first process is in '/{cgroups.name}/{cgroup}'" in said
+        assert f"it is the PID namespace of one pod, whose first process is in '/{cgroups.name}/{cgroup}'" in said
     script = f'echo $$ > {cgroups.make(f"{POD}/{OTHER_ID}")}/cgroup.procs; "$@"; exit $?'
     paused = (*_inside(cgroups.make(f"{POD}/{ID}")), *IN_PID_NAMESPACE, "sh", "-c", '"$@"; exit $?', "sh")
-    assert "it is one pod's alone" in _failing(*paused, "sh", "-c", script, "sh")
+    assert "it is the PID namespace of one pod" in _failing(*paused, "sh", "-c", script, "sh")
     for words in (("lookup", "1"), ("watch", "--duration", "1s"), ("ps",)):
         done = subprocess.run(
             [*before, *COMMAND, *words, "--standalone", *ALONE],
             capture_output=True, text=True, timeout=60 * SLOW, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (69, "")
-        assert "it is one pod's alone" in done.stderr
+        assert "it is the PID namespace of one pod" in done.stderr
 
 
 def test_a_container_that_sees_none_of_the_pods_is_told(
@@ -285,7 +285,7 @@ def test_a_container_that_sees_none_of_the_pods_is_told(
 
 def test_a_procfs_or_boot_time_of_another_namespace_ends_the_daemon() -> None:
     """Where /proc numbers processes otherwise than we do, and where boot time is not the machine's, nothing starts."""
-    assert "/proc is of another PID namespace" in _failing("unshare", "--pid", "--fork", "--kill-child")
+    assert "/proc belongs to another PID namespace" in _failing("unshare", "--pid", "--fork", "--kill-child")
     if Path("/proc/self/ns/time").exists():
         before = ("unshare", "--time", "--boottime", "100", "--fork", "--kill-child")
         assert _failing(*before).startswith("boot time is 100 s off")
@@ -336,9 +336,9 @@ def test_a_daemon_is_not_ready_without_its_mount(tmp_path: Path) -> None:
         inside = ("nsenter", f"--mount=/proc/{child.pid}/ns/mnt")
         subprocess.run([*inside, "umount", "--no-mtab", "--lazy", str(mount)], check=True)
         until(lambda: _ready(port)[0] == 503, 30, "it not to be ready")
-        assert f"[-]scan {mount} is not mounted any more" in _ready(port)[1]
+        assert f"[-]scan {mount} is no longer mounted" in _ready(port)[1]
         with client() as asking:
-            assert asking.status()["missing"] == [f"{mount} is not mounted any more: cgroups have no names"]
+            assert asking.status()["missing"] == [f"{mount} is no longer mounted: podtracer cannot name cgroups"]
             assert asking.lookup(1).state in ("host", "unknown")
 
 

@@ -429,7 +429,7 @@ def test_numbers_of_another_pid_namespace_are_asked_by_pidfd(server: Server, nod
         [asked[0], outside[0], "victim-1"],
     ]
     assert said["bare"][0] == "bad_request"
-    assert said["bare"][1] == f"PID {asked[0]} is a number of another PID namespace: send a pidfd"
+    assert said["bare"][1] == f"PID {asked[0]} is of another PID namespace than the daemon's"
     assert said["bare"][2] == "bad_request"
 
 

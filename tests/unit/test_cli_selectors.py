@@ -72,7 +72,7 @@ def test_an_ephemeral_container_gets_what_spire_gives(
 
     refused = "no selectors found after max poll attempts"
     if mode == "strict":
-        refused = "SPIRE attests no ephemeral container; only --ephemeral-containers gives it selectors"
+        refused = "SPIRE does not attest ephemeral containers; --ephemeral-containers gives them selectors"
     for more in ((), uid, (alone,)):
         assert said(*more) == (1, [], refused)
     code, given, error = said(alone, *uid)

@@ -240,7 +240,7 @@ def test_a_list_breaks_off_when_its_reader_becomes_a_pod(
 
 
 def _kinds(stack: ExitStack, folder: Path) -> Iterator[int]:
-    """A descriptor of each kind that is no pidfd."""
+    """A descriptor of each kind that is not a pidfd."""
     yield stack.enter_context(open(os.devnull)).fileno()  # noqa: SIM115
     yield stack.enter_context(open(folder / "file", "w+")).fileno()  # noqa: SIM115
     folder_fd = os.open(folder, os.O_RDONLY)
@@ -267,7 +267,7 @@ def test_a_descriptor_that_is_no_pidfd_is_an_error_and_none_is_left(
         for number, fd in enumerate(fds):
             said = peer.ask(fd, id=number, op=op)
             assert (said["id"], said["error"]["code"]) == (number, "bad_request")
-            assert "no pidfd" in said["error"]["message"]
+            assert "not a pidfd" in said["error"]["message"]
         own = os.pidfd_open(os.getpid())
         stack.callback(os.close, own)
         for several in ([own] * 2, fds[:4], [own] * 8, [own] * 40):

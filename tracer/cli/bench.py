@@ -146,14 +146,14 @@ def storm(app: App, format_: str, plot: str | None, duration: float) -> int:
 @command.command("accuracy", cls=options.Command)
 @click.option("--duration", type=Duration(), default=20.0, metavar="D", help="At least so long. [20s]")
 @click.option("--least", type=Whole(1, 10**9), default=1000, metavar="N",
-              help="Reuses, moves, lost records, a user's names and moves, each, that are needed. [1000]")  # fmt: skip
+              help="How many reuses, moves, lost records, and names and moves by the user. [1000]")  # fmt: skip
 @click.option("--seed", type=Whole(0, 2**32 - 1), metavar="N", help="Of chance; another one each time without.")
 @_shared
 def accuracy(app: App, format_: str, plot: str | None, **given: Any) -> int:
     """Compare every answer with the truth, while processes do what makes answers wrong.
 
-    PIDs are reused, processes moved, cgroups called like others' pods, containers die and come back, and records are
-    lost. A user who owns a delegated subtree calls cgroups like listed containers all the time. Exit code 1 unless no
+    PIDs are reused, processes move, containers die and come back, records are lost, and cgroups are named after others'
+    pods. A user who owns a delegated subtree names cgroups after listed containers all the time. Exit code 1 unless no
     answer is wrong, 99.9 % of those that are due are resolved, and an index by the bare PID is found wrong in the same
     run.
     """

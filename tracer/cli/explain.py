@@ -54,7 +54,8 @@ Exit code: of a PID as of lookup; of files 0 found, 1 not, 2 when one cannot be 
 def command(app: App, /, pid: int | None, format_: str, **given: Any) -> int:
     """Tell step by step which workload a process is, and where the way ended if that cannot be said.
 
-    Of a process of this node, self for podtracer's own, or, asking nobody and without root, of files from anywhere.
+    Takes the PID of a process of this node, or self for podtracer's own. Takes files from any machine instead, asks
+    nobody then, and needs no root.
     """
     named = [f"--{key.replace('_', '-')}" for key, value in given.items() if value is not None]
     if pid is not None and named:

@@ -24,7 +24,7 @@ Examples:
   podtracer lookup 4321                    one process
   podtracer lookup 4321 4322 -o json       two, one object a line
   pgrep nginx | podtracer lookup - -o name
-  podtracer lookup self                    podtracer's own process, in a pod that pod's
+  podtracer lookup self                    podtracer's own process; in a pod, that pod
   podtracer lookup 4321 --wait=5s -o selectors
   podtracer lookup 4321 -o jsonpath='{.pod}{" "}{.selectors[*]}'
 \b
@@ -53,7 +53,7 @@ class _Wait(Duration):
 def command(app: App, /, pids: tuple[str, ...], **given: Any) -> int:
     """Say which workload each process is; - reads process IDs from stdin, one a line.
 
-    A thread's ID is answered as its process, self as podtracer's own. In the order asked.
+    A thread's ID stands for its process, self for podtracer's own process. Answers come in the order asked.
     """
     asked = [text if text == "-" else _pid(text, "PID") for text in pids]
     printer = identities.printer(app, given)

@@ -90,7 +90,7 @@ class Pid(Whole):
 
 
 class PidOrSelf(Pid):
-    """A process ID, or ``self`` for podtracer's own process, as whoever is asked sees it."""
+    """A process ID, or ``self`` for podtracer's own process."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number that ``value`` says."""

@@ -57,7 +57,7 @@ class RemoteTracer:
         }
         self._issuing: Issuing | None = None
         self._entries_file: EntriesFile | None = None
-        # Our number for the process that was asked about last, where the daemon's are those of another PID namespace.
+        # Our PID of the process that was asked about last; only if the daemon is in another PID namespace.
         self._numbers: dict[ProcessKey, int] | None = None
 
     def __enter__(self) -> Self:
@@ -119,7 +119,7 @@ class RemoteTracer:
         return replace(event, identity=self._issuing.identity(event.identity))
 
     def _unix_selectors(self, key: ProcessKey) -> tuple[str, ...] | None:
-        """Those of a process, by its number here; ``None`` for one whose number here nobody knows."""
+        """The unix selectors of a process, by its PID here; ``None`` if its PID here is not known."""
         from tracer.kernel import procfs
 
         number = key.pid if self._numbers is None else self._numbers.get(key)

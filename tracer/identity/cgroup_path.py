@@ -1,9 +1,8 @@
 """Which container a cgroup path names, by the strict rule.
 
-Whoever may write a cgroup subtree may name what is in it: a container that nests a cgroup called like another pod, and
-below it one called like that pod's container, has made a path whose innermost names are the victim's. It cannot touch
-the names above its own cgroup, though. So a path is read from the top, and the first name on the way down that says
-anything decides:
+A user who may write a cgroup subtree chooses the names in it. A container may nest a cgroup named after another pod,
+and below it one named after that pod's container: the innermost names of that path are the victim's. But it cannot
+change the names above its own cgroup. So a path is read from the top, and the first name that says anything decides:
 
 1. The first *pod segment*: ``pod<uid>`` (the kubelet's cgroupfs driver) or ``…-pod<uid>.slice`` (its systemd driver).
    A UID is a UUID or 32 hexadecimal digits; below a segment called ``kubepods`` it is any text, since a static pod's
@@ -16,8 +15,8 @@ anything decides:
 A pod segment below a container's ID, as in a node of KIND, is *nested*: the container above may have named it. The
 match says below which, and ``places`` decides whether that container is this node.
 
-A path alone proves nothing. Who may have made these names, and whether a source lists them, is for ``places`` and
-``verdict``. Names are text of any kind: everything here is linear in the length of the path, and nothing raises.
+A path alone proves nothing. ``places`` and ``verdict`` look at who may have made these names, and whether a source
+lists them. A name may be any text: all functions here are linear in the length of the path, and none raises.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ cut and a rename moves the whole subtree. Which container a cgroup names follows
 one memory: a cgroup that was once resolved stays bound to the container that it names, and so does all below it, until
 the kernel releases it, whatever is renamed later.
 
-What was not resolved is read anew whenever a name on its way changes: an entry says what the names say now. Whether
-the names are evidence is not decided here: see ``places``.
+An entry that was not resolved is read again whenever a name on its way changes: it says what the names say now. Whether
+the names are evidence is decided in ``places``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ _KEPT = 60_000_000_000
 _AWAITING = 4096
 
 Guard = Callable[[Sequence[int]], bool | None]
-"""Whether all of these cgroups, from below the hierarchy's root downwards, and that root itself, belong to root and
-nobody else may write them, so that nobody but root can have named what is in them; ``None`` where that cannot be
-read."""
+"""Whether only root can have named what is in these cgroups (listed from below the hierarchy's root downwards): they
+and that root belong to root, and nobody else may write them. ``None`` if that cannot be read."""
 
 
 def vouched(_cgroups: Sequence[int]) -> bool | None:
-    """The guard of whoever makes up a tree, and stands for it."""
+    """A guard that trusts all cgroups, for a tree that the caller makes up itself."""
     return True
 
 
@@ -49,8 +48,8 @@ class Entry:
 
     ``home`` is the cgroup's id, ``root`` the place of its pod (``None`` for a container below no pod segment), ``born``
     when it was made (``seen``) or first heard of, ``live`` whether it still has a directory. ``guarded`` is what the
-    guard says of the cgroups above it, ``inside`` whether it is below the prefix, where one was given. ``outer`` is the
-    entry of the container above its pod segment, where there is one, and ``nest`` the path of the innermost such.
+    guard says of the cgroups above it, ``inside`` whether it is below the prefix, if there is one. If containers are
+    above its pod segment, ``outer`` is the entry of the outermost one, and ``nest`` the path of the innermost one.
     ``pod`` and ``container`` are set once it was resolved.
     """
 
@@ -163,7 +162,7 @@ class CgroupTree:
         self._unsure: dict[int, int | None] = {}
         self.views: dict[int, View] = {}
         self.entries: dict[int, Entry] = {}
-        # The tracer's own cgroup, where it is known: a container above it is its node.
+        # The tracer's own cgroup, if it is known: a container above it is the node.
         self.own: str | None = None
         # Entries that nobody has considered yet, and whether any entry changed since that was last asked.
         self.fresh: list[Entry] = []
@@ -327,7 +326,7 @@ class CgroupTree:
                 entry.live, entry.awaiting = old.live, old.awaiting
             self.read_guard(entry)
             self.entries[home] = entry
-            if entry.guarded is not False:  # else it counts for nobody, however many of them a user makes
+            if entry.guarded is not False:  # a user may make any number of the others, and they cost no look-up
                 self._by_id.setdefault(entry.ref.container_id, []).append(entry)
             self.fresh.append(entry)
             self.changed = True
@@ -358,7 +357,7 @@ class CgroupTree:
         return iter(tuple(self.entries.values()))
 
     def named(self, container_id: str) -> tuple[Entry, ...]:
-        """The cgroups that are called like this container, but for those that others than root may have made."""
+        """The cgroups that have this container's name, without those that a user other than root may have made."""
         return tuple(self._by_id.get(container_id, ()))
 
 

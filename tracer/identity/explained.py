@@ -14,8 +14,8 @@ class Explained:
     """``identity`` is what a look-up answers, ``strict`` the strict answer, also where the mode is parity.
 
     ``answer`` is what SPIRE's rules make of the process's files, ``None`` where they were not read, and ``outcome``
-    what follows from the newest pod list. ``hierarchy`` is the tracked one, ``root`` the prefix in which pods are
-    looked for, where one was given. ``unix`` are the process's own selectors. ``pods`` counts the pods of the list,
+    what follows from the newest pod list. ``hierarchy`` is the tracked one, ``root`` the prefix, if the
+    operator gave one. ``unix`` are the process's own selectors. ``pods`` counts the pods of the list,
     ``None`` before the first, which was fetched at ``pods_at`` from ``pods_from``.
     """
 

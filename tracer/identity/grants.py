@@ -16,13 +16,13 @@ from tracer.identity.pods import PodTable
 from tracer.identity.selectors import selectors
 from tracer.model import Container, ContainerRef, Pod
 
-_EPHEMERAL = "SPIRE attests no ephemeral container; only --ephemeral-containers gives it selectors"
-_FORMER = "its pod has another instance in its place by now: SPIRE gives this one no selectors"
+_EPHEMERAL = "SPIRE does not attest ephemeral containers; --ephemeral-containers gives them selectors"
+_FORMER = "its pod has a newer instance of this container: SPIRE gives the former one no selectors"
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Selectors, or the sentence on why there are none."""
+    """Selectors, or a sentence that says why there are none."""
 
     selectors: tuple[str, ...] = ()
     why_not: str | None = None
@@ -40,9 +40,8 @@ def grant(
     """What a process in ``container`` of ``pod`` is granted, where ``ref`` is what its cgroup path names.
 
     ``pod`` has the statuses that SPIRE would read: the list's, or those that the kubelet is about to write.
-    ``container`` is ``None`` where the pod alone is known, and else the one with this ID, also where this list does not
-    have it and an earlier one had. ``ephemeral_containers`` is the operator's word that an ephemeral container may have
-    the pod's selectors and its own.
+    ``container`` is ``None`` if only the pod is known, else the container with this ID, which may be from an earlier
+    list. With ``ephemeral_containers`` the operator lets ephemeral containers have the pod's selectors and their own.
     """
     alone = disable_container_selectors
     listed = _listed(ref, pod)
@@ -56,14 +55,14 @@ def grant(
 
 
 def is_pod_enough(ref: ContainerRef, pod: Pod) -> bool:
-    """Whether SPIRE, told to leave container selectors out, takes the path's word for the pod: its UID has to be one
-    that SPIRE finds in paths. That of a static pod, 32 digits without dashes, is none."""
+    """Whether SPIRE, with ``disable_container_selectors``, knows the pod by the path alone: its UID has to be one that
+    SPIRE finds in paths. The UID of a static pod, 32 digits without dashes, is not."""
     return ref.pod_uid is not None and uid_for_spire(ref.pod_uid) == pod.uid
 
 
 def is_ambiguous(ref: ContainerRef, table: PodTable) -> bool:
-    """Whether SPIRE finds the container in two pods, which is an error to it: where it finds no UID in the path it
-    looks at all pods."""
+    """Whether SPIRE finds the container in two pods, which is an error to it: without a UID in the path it looks at
+    all pods."""
     if ref.pod_uid is not None and uid_for_spire(ref.pod_uid) is not None:
         return False
     return len({pod.uid for pod, each in table.find(ref.container_id) if each.role != "ephemeral"}) > 1
@@ -76,7 +75,7 @@ def _listed(ref: ContainerRef, pod: Pod) -> Container | None:
 
 
 def _may_look(ref: ContainerRef, pod: Pod) -> bool:
-    """Whether SPIRE looks at this pod: where it finds a UID in the path, at no other than that one's."""
+    """Whether SPIRE looks at this pod: if it finds a UID in the path, it looks at that pod only."""
     return ref.pod_uid is None or uid_for_spire(ref.pod_uid) in (None, pod.uid)
 
 

@@ -7,14 +7,13 @@ from tracer.model import Container
 
 
 class ImageComparison:
-    """Compares each container that is found with the runtime's record of it. ``other_tags`` counts the containers that
-    the list names by another tag than the runtime."""
+    """Compares the image of each listed container with the runtime's record. ``other_tags`` counts the containers whose
+    image has another tag in the list than in the runtime."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.other_tags = 0
         self._runtime = runtime
-        # Containers whose images were found to differ, as long as the runtime's record is kept; and what is to be said
-        # of some.
+        # Containers whose images differ, as long as the runtime's record is kept; and sentences that nobody took yet.
         self._differing: set[str] = set()
         self._disputes: list[str] = []
 

@@ -53,10 +53,10 @@ UNNAMED = Workload(State.UNKNOWN, "unnamed", "the name of its cgroup cannot be t
 
 _READY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds
 
-# What may become of a resolved container though nothing that was told of it was wrong.
+# Reasons why a resolved container is no longer resolved, although the earlier answer was right.
 _ENDS = ("deleted", "stale", "namespace_labels")
 
-# Why a process has no container yet, or none, where its pod alone says who it is.
+# Reasons why the container is not resolved with which the pod alone may still be enough.
 _POD_IS_ENOUGH = ("not_listed_yet", "no_pod_yet", "not_listed", "sandbox")
 
 _SOURCES = {
@@ -97,14 +97,14 @@ class Index:
         self.hierarchy = 0
         # Set while it is not certain which hierarchy holds the containers: nobody is "host" then.
         self.uncertain = False
-        # Set also while a container is known of which only another hierarchy has a cgroup: then each process that is
-        # "host" is to be verified.
+        # Set also while only another hierarchy has a known container's cgroup: then each process that is "host" has to
+        # be verified.
         self.doubtful = False
         # Whether anybody watches; without, events are not made.
         self.watched = False
         self._verdicts = Verdicts(self.rules, self.cgroups)
         self._now = 0
-        # Whether something changed that may change the answers for other containers: the next tick considers all.
+        # Whether answers for other containers may have changed: the next tick considers all.
         self.due = False
         self._stale = False
         self._ended: OrderedDict[ProcessKey, None] = OrderedDict()
@@ -150,8 +150,8 @@ class Index:
         *,
         is_verified: bool = False,
     ) -> Identity:
-        """The identity of a process that is in this cgroup. Its names are to be learnt before (``locate``).
-        ``is_verified`` says that it is in no container's cgroup of another hierarchy."""
+        """The identity of a process that is in this cgroup. The caller learns its names before
+        (``locate``). ``is_verified`` says that it is in no container's cgroup of another hierarchy."""
         if hierarchy != self.hierarchy:
             return Identity(key, asked, SWITCHING, None, process)
         view = self.locate(cgroup)
@@ -166,16 +166,15 @@ class Index:
         return Identity(key, asked, SWITCHING, view.cgroup, process)
 
     def without_container(self, identity: Identity, pod_uid: str | None = None) -> Workload:
-        """The workload of an identity for whoever leaves container selectors out: the pod is enough then, also while
-        its container is not listed, and for one that never will be. ``pod_uid`` is what the asker's path names, where
-        there is no cgroup."""
+        """The workload of an identity without container selectors: the pod is enough then, also while its container is
+        not listed, or if it never will be. ``pod_uid`` is the one in the caller's path, if there is no cgroup."""
         workload = identity.workload
         view = self.cgroups.views.get(identity.cgroup.id) if identity.cgroup is not None else None
         entry = view.entry if view is not None else None
         if workload.state is State.RESOLVED:
             if workload.selectors and workload.kind != "ephemeral":
                 return replace(workload, selectors=without_container(workload.selectors))
-            # SPIRE does not find the container: the path has to name the pod. What is nested counts for nothing.
+            # SPIRE does not find the container: the path has to name the pod. Nested cgroups do not count.
             while entry is not None and is_within_resolved(entry):
                 entry = entry.outer
             if entry is not None:
@@ -199,7 +198,7 @@ class Index:
             if pod_uid is None or (entry.ref.pod_uid is not None and same_uid(entry.ref.pod_uid, pod_uid))
             if entry.live and self._verdicts.is_claim(entry)
         ]
-        # Newest last; one that is another's copy does not hide the container.
+        # Resolved ones first, so that a copy does not hide the container.
         for entry in sorted(named, key=lambda entry: entry.workload.state is State.RESOLVED, reverse=True):
             if (view := self.locate(entry.home)) is not None:
                 return self.identify(nobody.key, nobody.asked, self.hierarchy, view.cgroup.id, None)
@@ -336,7 +335,7 @@ class Index:
         return events
 
     def told(self) -> dict[ProcessKey, tuple[State, str | None, str | None]]:
-        """What is said of each process now: its state, pod and container; nothing while nobody watches."""
+        """The state, pod and container of each process as answered now; empty while nobody watches."""
         found = {}
         for known in tuple(self.processes.values()) if self.watched else ():
             workload = self.identify(known.key, known.key.pid, known.hierarchy, known.cgroup, None).workload
@@ -344,7 +343,7 @@ class Index:
         return found
 
     def retold(self, before: Mapping[ProcessKey, tuple[State, str | None, str | None]], now: int) -> list[Event]:
-        """Tells anew of each process of which something else was ``told`` before another hierarchy was tracked."""
+        """Events for the processes whose answer differs from what was ``told`` before the tracked hierarchy changed."""
         self._undecided.clear()
         events = []
         for known in tuple(self.processes.values()) if self.watched else ():
@@ -527,7 +526,7 @@ class Index:
         ]
 
     def _corrected(self, entry: Entry, now: int) -> list[Event]:
-        """What was told of a container's processes was wrong: they are told anew, as moves to where they are."""
+        """Events for a container's processes after a wrong answer: moves to where they are, with ``corrected``."""
         if not self.watched:
             return []
         events = []

@@ -1,8 +1,8 @@
 """Strict answers without a node: from the text of files instead of from the kernel.
 
-The decisions are the index's own, which is fed one process, its cgroup and one pod list. What it asks of a live node
-beyond that, files cannot show, so it is not asked of them: whether a container runs still, and which of the places that
-look like it is where the node keeps its pods. Whoever gives the files says that they are of this container.
+The index decides, fed with one process, its cgroup and one pod list. On a live node it also looks whether a container
+still runs, and where the node's pods are. Files cannot show that, so it is not checked here: the user who gives the
+files says that they are of this container.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def answer(path: str, pods: Iterable[Pod] | None, *, rules: Rules) -> Workload:
 
 
 def _timeless(pod: Pod) -> Pod:
-    """The pod with containers of which it is not said whether they run."""
+    """The pod without the states of its containers."""
 
     def without_state(containers: Iterable[Container]) -> tuple[Container, ...]:
         return tuple(replace(container, state=None) for container in containers)
@@ -111,8 +111,9 @@ def of_container(
     disable_container_selectors: bool = False,
     ephemeral_containers: bool = False,
 ) -> tuple[tuple[str, ...], str | None]:
-    """(selectors, why there are none) of the container with this ID, in the pod with this UID if one is given; of an
-    ephemeral one with ``ephemeral_containers``. The pod alone is enough where container selectors are left out."""
+    """(selectors, why there are none) of the container with this ID, in the pod with this UID if one is given. An
+    ephemeral container has some with ``ephemeral_containers``. The pod is enough with
+    ``disable_container_selectors``."""
     ref = ContainerRef(container_id, pod_uid)
     listed = table.find(container_id)
     found = [(pod, container) for pod, container in listed if pod_uid is None or pod_has_uid(pod, pod_uid)]

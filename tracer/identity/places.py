@@ -1,26 +1,27 @@
 """Where this node's containers live, and which cgroups are evidence: every rule, and the attacker it stops.
 
-A name proves nothing: whoever may make a cgroup may call it like a listed pod's container. So a container's cgroup is
-believed only by these rules. What they refuse is ``host``, or ``unknown: conflict`` where it uses a listed ID; it is
-never ``resolved``.
+A name proves nothing: a user who may make a cgroup may name it after a listed pod's container. So a container's cgroup
+is evidence only by these rules. A cgroup that they refuse is ``host``, or ``unknown: conflict`` if it uses a listed ID;
+it is never ``resolved``.
 
-1. *Ownership.* Every cgroup above the container's own, up to the hierarchy's root, belongs to root, and nobody
-   else may write it. Stops an ordinary user with a delegated subtree (systemd's ``user@UID.service``, a rootless
+1. *Ownership.* Every cgroup above the container's own, up to the hierarchy's root, belongs to root, and only
+   root may write it. Stops an ordinary user with a delegated subtree (systemd's ``user@UID.service``, a rootless
    runtime), at whatever moment: before the daemon, before the node's first container, or after a reboot, while the
    kubelet lists old IDs.
 2. *Nesting.* The outermost container of a path counts; a pod segment below a container's ID counts only where that
-   container is this node (KIND, minikube): the tracer itself runs in it, or, where nothing is known of where the tracer
-   runs, it alone has cgroups of listed containers and no such cgroup ever was outside of containers. Stops root in a
-   container of Docker or Podman, and a container whose own ID no source lists yet. Where two containers might be the
-   node, neither is: the operator says which with ``--cgroup-prefix``.
-3. *One cgroup for each container.* Of several cgroups that use one ID, that which the runtime itself reports counts,
-   then one in the pod that the list names, then one below a cgroup called kubepods; where two are alike, it is a
-   conflict. Stops whoever copies a name in a way that is not known here.
+   container is this node (KIND, minikube). It is the node if the tracer itself runs in it. If no container is known
+   to hold the tracer, it is the node if it alone has listed containers below it, and none ever was outside of
+   containers. Stops root in a container of Docker or Podman, and a container whose own ID no source lists yet. If two
+   containers might be the node, neither is: the operator names one with ``--cgroup-prefix``.
+3. *One cgroup for each container.* If several cgroups use one ID, the one with the path that the runtime reports
+   counts, then one below a pod's cgroup, then one below a cgroup called kubepods. If two are equal in this, it is a
+   conflict. Stops an attacker who copies a name in a way that these rules do not foresee.
 4. *The operator's word.* Below ``--cgroup-prefix`` cgroups may also belong to the owner of the prefix (a rootless
-   node); nothing outside of it is ever a pod's.
+   node); no cgroup outside of it is ever a pod's.
 
-Nothing is learnt for good: all of this is asked again whenever cgroups or lists change, so that there may be several
-places, and a place may appear or go at any time. Time and shapes serve only for containers that nobody lists.
+The index learns nothing for good. It applies these rules again whenever cgroups or lists change, so a node may have
+several places, and a place may appear or go at any time. Time and shapes serve only for containers that no source
+lists.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from tracer.model import State
 
 
 class Standing(Enum):
-    """Whether a container's cgroup is evidence. ``AMBIGUOUS``: another might be the node's as well."""
+    """Whether a container's cgroup is evidence. ``AMBIGUOUS``: it is below one of several containers that might be the
+    node."""
 
     BELIEVED = "believed"
     UNSURE = "unsure"
@@ -45,9 +47,9 @@ class Standing(Enum):
 
 
 REFUSED = {
-    Standing.AMBIGUOUS: "cgroups of listed containers are below several containers outside of pods; name this node's"
-    " with --cgroup-prefix",
-    Standing.WRITABLE: "a cgroup above it can be written by others than root, so that anybody may have named it",
+    Standing.AMBIGUOUS: "listed containers are below several containers that might be this node; name the node's with"
+    " --cgroup-prefix",
+    Standing.WRITABLE: "a user other than root can write a cgroup above it, and may have named it",
     Standing.NESTED: "it is below another container, which may have named it",
     Standing.OUTSIDE: "it is not below --cgroup-prefix",
 }
@@ -55,14 +57,14 @@ REFUSED = {
 
 
 class Places:
-    """What is known of where containers live, from those cgroups that a source confirms. ``confirms`` says whether the
-    list or the runtime knows a container of that ID, running, in the pod that its path names."""
+    """Where containers live, by the cgroups that a source confirms. ``confirms`` says whether the list or the runtime
+    has a container of that ID, running, in the pod that its path names."""
 
     def __init__(self, tree: CgroupTree, confirms: Callable[[Entry], bool]) -> None:
         self._tree = tree
         self._confirms = confirms
-        # Whether there are confirmed containers below pods' cgroups and outside of them, both not nested; whether there
-        # ever was one; and the nests of the others.
+        # Confirmed containers that are not nested: whether there are some below pods' cgroups, and outside of them, and
+        # whether there ever was one. And the nests of the nested ones.
         self.has_pods = False
         self.has_bare = False
         self._is_plain = False
@@ -79,8 +81,8 @@ class Places:
         self._nests = frozenset(nests)
 
     def add(self, entry: Entry) -> bool:
-        """Takes one more cgroup into account; whether all are to be looked at again. A nested one shows nothing before
-        that, since the node's own may only be about to be read."""
+        """Takes one more cgroup into account. Returns whether the caller has to consider all of them again. A nested
+        one counts only from then on, since the index may be about to read the node's own."""
         if not self._counts(entry):
             return False
         if entry.nest is not None:
@@ -108,19 +110,19 @@ class Places:
 
     def _nested(self, nest: str) -> Standing:
         if self._tree.prefix is not None:
-            return Standing.NESTED  # what is above the prefix was not looked at: this is below a container of the node
+            return Standing.NESTED  # nothing above the prefix counts, so this is below a container of the node
         if self._tree.own is not None and match_strict(self._tree.own).container is not None:
             return Standing.BELIEVED if nest == _nest_of(self._tree.own) else Standing.NESTED
         if self._is_plain:
             return Standing.NESTED
-        # A container within another one may have been named by that.
+        # The outer one of two nested containers may have named the inner one.
         nests = {each for each in self._nests if not any(each.startswith(f"{other}/") for other in self._nests)}
         if nest not in nests:
             return Standing.NESTED if nests else Standing.UNSURE
         return Standing.BELIEVED if len(nests) == 1 else Standing.AMBIGUOUS
 
     def is_node(self, entry: Entry) -> bool:
-        """Whether a container is this node itself: the one that the tracer runs in."""
+        """Whether a container is this node itself, in which the tracer runs."""
         own = self._tree.own
         if own is None or entry.root is not None or entry.ref.container_id not in own:
             return False
@@ -142,13 +144,13 @@ class Places:
 
 
 def is_within_resolved(entry: Entry) -> bool:
-    """Whether the container above a nested one is a pod's, so that all below it is that one's own making."""
+    """Whether the container above a nested one is resolved as a pod's: all cgroups below it are its own."""
     return entry.outer is not None and entry.outer.workload.state is State.RESOLVED
 
 
 def _nest_of(own: str) -> str | None:
-    """The path of the container that is the node of a process with this cgroup path; ``None`` where that is in a pod
-    of a node which is no container."""
+    """The path of the container that is the node of a process with this cgroup path; ``None`` if the node is not a
+    container."""
     match = match_strict(own)
     if match.outer is not None:
         return match.outer.place
@@ -158,12 +160,12 @@ def _nest_of(own: str) -> str | None:
 
 
 def agreement(path: str, reported: str) -> int:
-    """How well a cgroup's path agrees with the one that a runtime reports (the OCI spec's ``linux.cgroupsPath``): 2 for
-    the same, 1 where it ends so, as on a node that is a container itself, and 0 where it is another.
+    """How well a cgroup's path agrees with the one that a runtime reports (the OCI spec's ``linux.cgroupsPath``): 2 if
+    it is the same, 1 if it ends with it, as on a node that is a container itself, and else 0.
 
     ``reported`` is a path, or ``slice:prefix:name`` of the systemd driver: then the cgroup is ``prefix-name.scope``
-    below that slice and those that its name tells (systemd.slice(5)), or called like the whole of it by a runtime that
-    does not know systemd.
+    below that slice and the slices that its name implies (systemd.slice(5)). A runtime without the systemd driver takes
+    the whole text as the cgroup's path.
     """
     folder, colon, rest = reported.partition(":")
     prefix, second, name = rest.partition(":")

@@ -100,8 +100,8 @@ class PodData:
         ]
 
     def confirms(self, entry: Entry) -> bool:
-        """Whether a source knows this container, in the pod that its path names. One below another container that a
-        list calls ended may have been made by anyone there who knows its name."""
+        """Whether a source has this container, in the pod that its path names. A nested one that a list calls ended
+        does not count: a process in the outer container may have made its cgroup."""
         ref = entry.ref
         record = self.runtime.get(ref.container_id)
         if record is not None and record.pod_uid and (ref.pod_uid is None or same_uid(record.pod_uid, ref.pod_uid)):
@@ -112,7 +112,7 @@ class PodData:
         return bool(states)
 
     def uses_listed_id(self, entry: Entry) -> bool:
-        """Whether a source has a container by this ID, in whatever pod."""
+        """Whether a source has a container with this ID, in any pod."""
         container_id = entry.ref.container_id
         record = self.runtime.get(container_id)
         told = container_id in self.runtime.sandboxes or (record is not None and bool(record.pod_uid))

@@ -185,7 +185,7 @@ class PodTable:
     pods: tuple[Pod, ...]
     by_uid: Mapping[str, Pod]
     _by_container: Mapping[str, tuple[tuple[Pod, Container], ...]]
-    # By UIDs as drivers may have written them; None where two pods' are alike.
+    # By UIDs without dashes and case, as drivers may write them; None if two pods have the same.
     _by_plain_uid: Mapping[str, Pod | None]
 
     @classmethod
@@ -230,8 +230,7 @@ def pod_has_uid(pod: Pod, path_uid: str) -> bool:
 
 
 def same_uid(one: str, other: str) -> bool:
-    """Whether two pod UIDs are the same; dashes, underscores, which systemd's slices have instead, and case do not
-    count."""
+    """Whether two pod UIDs are the same, apart from case and dashes, for which systemd's slices have underscores."""
     return _plain(one) == _plain(other)
 
 
@@ -249,8 +248,8 @@ def resolved(
     settled: bool,
     why_not: str | None = None,
 ) -> Workload:
-    """The workload of a container of this pod; ``container`` is ``None`` where the pod is enough. ``why_not`` is why
-    there are no selectors."""
+    """The workload of a container of this pod; ``container`` is ``None`` where the pod is enough. ``why_not``
+    says why there are no selectors."""
     return Workload(
         State.RESOLVED,
         reason_text=why_not,

@@ -72,8 +72,8 @@ class Runtime:
         return record is not None and bool(record.pod_uid)
 
     def foresee(self, pod: Pod, before: RuntimeContainer | None = None) -> Pod:
-        """The pod with the status that the kubelet will write, in which the newer instance of ``before`` says that this
-        was there before. As it is where its spec is not known."""
+        """The pod with the status that the kubelet will write. A newer instance of ``before`` has ``before`` as its
+        former one. Returns the pod unchanged if its spec is not known."""
         if not pod.spec:
             return pod
         newest = self._by_pod.get(pod.uid, {})
@@ -95,8 +95,8 @@ class Runtime:
         )
 
     def container_of(self, pod: Pod, record: RuntimeContainer) -> Container | None:
-        """The container that a record tells of, in the role that the spec gives its name; ``None`` for one that the
-        spec does not have, or not yet (``kubectl debug`` adds to a running pod): its kind cannot be told."""
+        """The container of a record, in the role that the spec gives its name. ``None`` if the spec does not have it,
+        or not yet (``kubectl debug`` adds one to a running pod): its kind is not known then."""
         asked = next((each for each in pod.spec if each.name == record.name), None)
         return _status(asked, record) if asked is not None else None
 

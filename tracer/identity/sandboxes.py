@@ -1,4 +1,4 @@
-"""When a container that no list has can be none of its pod's containers, and so is the pod's sandbox (pause)."""
+"""When an unlisted container in a pod's cgroup is the pod's sandbox (pause): it can be no other of its containers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tracer.identity.cgroups import Entry
 from tracer.model import Pod
 
 STATUS_LAG = 5_000_000_000
-"""In nanoseconds. The kubelet's status lags behind a restart by up to a second, and then names the container that
-ended. One that a list calls running but of which no cgroup was ever seen is believed in after this long."""
+"""In nanoseconds. The kubelet's status lags behind a restart by up to a second, and until then names the container that
+ended. After this long a container counts as running if a list says so, though no cgroup of it was ever seen."""
 
 
 def is_sandbox(pod: Pod, entry: Entry, read_at: int, claims: Callable[[str], list[Entry]]) -> bool:
@@ -22,7 +22,7 @@ def is_sandbox(pod: Pod, entry: Entry, read_at: int, claims: Callable[[str], lis
     if read_at < entry.born or not pod.containers or not named.issuperset(pod.spec_names):
         return False
     if any(status.former_id or status.restarts for status in statuses):
-        return False  # a former instance may have processes still, and its ID stands nowhere, or in lastState
+        return False  # a former instance may still have processes, and its ID is in lastState or nowhere
     late = read_at >= entry.born + STATUS_LAG
     running: list[Entry] = []
     for status in statuses:

@@ -1,7 +1,7 @@
 """What the pod lists say of a container's cgroup: the decisions behind the states of the index.
 
-A list may lag behind the node, lack pods that could not be read, or be old because sources fail; and a cgroup may be
-named after a container by whoever may make cgroups. What is not certain stays ``pending`` or becomes ``unknown``.
+A list may lag behind the node, lack pods that no source could read, or be old because sources fail; and a user who may
+make cgroups may name one after a container. A container that is not certain stays ``pending`` or becomes ``unknown``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Verdicts:
             entry.pods_at = outer.pods_at
             return outer.workload
         if self.places.is_node(entry):
-            return _same(entry, Workload(State.HOST, "no_container", "it belongs to this node, which is a container"))
+            return _same(
+                entry, Workload(State.HOST, "no_container", "its cgroup is that of this node, which is a container")
+            )
         standing = self.places.of(entry)
         if standing in REFUSED:
             return self._refused(entry, standing)
@@ -81,7 +83,7 @@ class Verdicts:
         if now - at > self._rules.max_stale:
             return self._outdated(entry)
         if standing is Standing.UNSURE:
-            text = "where this node's pods are kept is not certain yet"
+            text = "it is not certain yet where the cgroups of this node's pods are"
             return self._unknown(entry, "not_listed", text) if at - entry.born > self._rules.give_up else _first(entry)
         return self._believed(entry, table, at, now)
 
@@ -108,7 +110,7 @@ class Verdicts:
         return self._unlisted(entry, table, at) if entry.root is not None else self._bare(entry, at)
 
     def _refused(self, entry: Entry, standing: Standing) -> Workload:
-        """A container's cgroup that is no evidence is never anybody's, but for who it is nested in."""
+        """A cgroup that is not evidence is no container's. It may still be nested in one that is not decided yet."""
         outer = entry.outer
         if outer is not None and outer.workload.state in (State.PENDING, State.UNKNOWN):
             return outer.workload
@@ -123,13 +125,13 @@ class Verdicts:
 
     @staticmethod
     def _kept_or_first(entry: Entry) -> Workload:
-        """What is said of a container of which no source said anything."""
+        """The answer for a container that no source has told of."""
         return entry.workload if entry.workload.state is State.PENDING else _first(entry)
 
     def _bare(self, entry: Entry, at: int) -> Workload:
-        """A container below no pod's cgroup that is not listed: one outside Kubernetes, unless it is yet to be listed.
+        """A container below no pod's cgroup that is not listed: it is outside Kubernetes, or a list will have it soon.
 
-        On a node whose containers are all below pods it is not waited for long, and not at all where it ran before.
+        On a node whose containers are all below pods the wait is short, and there is none if the container ran before.
         """
         if self.places.has_bare or not self.places.has_pods:
             wait = self._rules.give_up
@@ -142,7 +144,7 @@ class Verdicts:
             return self._outdated(entry)
         if self._is_copy(entry):
             entry.pod = entry.container = None
-            return self._unknown(entry, "conflict", "another cgroup is called like this container too", pod)
+            return self._unknown(entry, "conflict", "another cgroup has the name of this container too", pod)
         self.data.images.compare(entry.ref.container_id, container)
         return self._resolve(entry, pod, container, self.data.source, settled=True)
 
@@ -152,8 +154,8 @@ class Verdicts:
         return bool(rivals) and max(map(self._rank, rivals)) >= self._rank(entry)
 
     def _rank(self, entry: Entry) -> tuple[int, bool, bool]:
-        """How good a cgroup's claim to an ID is: by the runtime's word, then by the pod above it, then by the name of
-        the place, which the kubelet calls kubepods."""
+        """How good a cgroup's claim to an ID is: by the path that the runtime reports, then by the pod's cgroup above
+        it, then by the name of the place, which the kubelet calls kubepods."""
         record = self.runtime.get(entry.ref.container_id)
         reported = record.cgroups_path if record is not None else None
         path = self._tree.path(entry) if reported else None
@@ -176,7 +178,7 @@ class Verdicts:
             return self._unknown(entry, "conflict", "the runtime has it in another pod than the one its cgroup names")
         if self._is_copy(entry):
             entry.pod = entry.container = None
-            return self._unknown(entry, "conflict", "another cgroup is called like this container too")
+            return self._unknown(entry, "conflict", "another cgroup has the name of this container too")
         pod = self.data.table.by_uid.get(record.pod_uid) if self.data.table else None
         if pod is None:
             if entry.pod is not None:
@@ -201,8 +203,8 @@ class Verdicts:
         return self._resolve(entry, self.runtime.foresee(pod, record), container, "cri", settled)
 
     def _unasked(self, entry: Entry, pod: Pod, record: RuntimeContainer) -> Workload:
-        """The runtime has a container that the pod's spec, as it was read, does not ask for: of what kind it is will be
-        told by the next list, and nothing is granted before."""
+        """The runtime has a container that the pod's spec does not have: the next list will tell its kind, and nothing
+        is granted before."""
         if self.data.pods_at is not None and self.data.pods_at - entry.born > self._rules.give_up:
             told = self._unknown(entry, "not_listed", "the runtime has this container, but its pod does not", pod)
         else:

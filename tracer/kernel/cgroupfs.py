@@ -4,8 +4,8 @@
 without walking the tree. On a mount of a private cgroup namespace it opens cgroups outside of it as well, whose path
 then reads "/" without an error: a mount is trusted only when its root directory is the hierarchy's own root.
 
-By a path a cgroup is found with openat2(2), which never leaves the mount: what lies on another one, mounted over a
-cgroup or the whole tree, has inodes too, which are no cgroup's ids.
+A path is opened with openat2(2), which never leaves the mount: another file system, mounted over a cgroup or the whole
+tree, has inodes too, but they are not ids of cgroups.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def is_initial(procfs: str) -> bool:
 
 
 def _visible(text: str) -> dict[str, str]:
-    """The line of mountinfo of what is seen at each mount point: of several the one that was mounted last."""
+    """The visible line of mountinfo for each mount point: that of the last mount there."""
     lines = (line for line in text.splitlines() if line.count(" ") > 5)
     return {_unescape(line.split(" ")[4]): line for line in lines}
 
@@ -138,7 +138,7 @@ def find_mounts(
         shown = visible[point]
         device = f"{os.major(seen.st_dev)}:{os.minor(seen.st_dev)}"
         if device != shown.split(" ")[2] or (point, root, options) not in parse_mountinfo(shown, point):
-            continue  # another mount lies over it, or over what it is in: its inodes are no ids of this hierarchy
+            continue  # another mount covers it: the inodes there are not ids of this hierarchy
         inode = seen.st_ino
         trusted = inode == info.root if info.root else initial and root == "/"
         mount = Mount(point, names, HierarchyInfo(info.subsys, info.hierarchy, info.root or inode), trusted)
@@ -230,8 +230,8 @@ class CgroupNames:
         return links if links[-1][0] == cgroup else None
 
     def find(self, path: str) -> int | None:
-        """The id of the cgroup with this path from the root, as ``/proc`` has it; ``None`` where there is none, where
-        another mount lies on the way, and on a mount whose paths are not to be trusted."""
+        """The id of the cgroup with this path from the root, as ``/proc`` has it; ``None`` if there is none, if another
+        mount lies on the way, or if this mount is not the root of its hierarchy."""
         if not self.mount.trusted:
             return None
         how = _How(_O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE)
@@ -261,11 +261,11 @@ class CgroupNames:
 
 class Ownership:
     """Whether the cgroups above a container's belong to root, and nobody else may write them, in one hierarchy: then
-    nobody but root can have made what is below them. ``prefix`` is the operator's word (``--cgroup-prefix``): what is
-    above it is not looked at, and below it its own owner counts as root does.
+    only root can have made the container's. ``prefix`` is ``--cgroup-prefix``: directories above it are not checked,
+    and below it its owner counts as root does.
 
-    Attributes are read each time: a directory may be given away after it was made, as systemd delegates a subtree, but
-    then it is given away before anything is made in it. What was read last is kept for directories that are removed.
+    Attributes are read each time, since the owner of a directory may change, as when systemd delegates a subtree; that
+    happens before anything is made in it. For removed directories the attributes that were read last count.
     """
 
     _MOST = 4096
@@ -276,8 +276,8 @@ class Ownership:
         self._kept: dict[int, tuple[int, int]] = {}
 
     def guards(self, cgroups: Sequence[int]) -> bool | None:
-        """Whether this is so of the root and of these cgroups, from below the root downwards; ``None`` where it cannot
-        be told, as of a cgroup that was removed before it was first looked at."""
+        """Whether this is true of the root and of these cgroups, from below the root downwards; ``None`` if it is not
+        known, as for a cgroup that was removed before it was first read."""
         return _are_roots([self._names.mount.info.root, *cgroups], self._above, self._read)
 
     def _read(self, cgroup: int) -> tuple[int, int] | None:
@@ -292,7 +292,7 @@ class Ownership:
 
 
 def guards_path(mount: Mount, path: str, prefix: str | None = None) -> bool | None:
-    """The same of all cgroups above the one with this path, by their paths: for hierarchies that are not tracked."""
+    """The same for all cgroups above the one with this path, by their paths: for hierarchies that are not tracked."""
 
     def read(folder: str) -> tuple[int, int] | None:
         try:
@@ -334,7 +334,7 @@ def _segments(path: str) -> list[str]:
 
 
 def is_populated(folder: str) -> bool:
-    """Whether a process is in the cgroup or in one below it: v2 tells; on v1 one level below is looked at."""
+    """Whether a process is in the cgroup or in one below it: v2 tells; on v1 this reads one level below."""
     try:
         events = Path(folder, "cgroup.events").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Cgroup paths as ``/proc`` shows them to who reads: in a private cgroup namespace they begin at that one's root.
+"""Whole cgroup paths from those that ``/proc`` shows: in a private cgroup namespace they begin at its root.
 
 From there a cgroup outside reads ``/../../other/one``, see cgroup_namespaces(7). Joined to the mount of a hierarchy
 such a path would name another cgroup than the process's.
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 def whole(shown: str, own: str, at: str) -> str | None:
     """The path from the hierarchy's root of the cgroup that ``/proc`` shows us as ``shown``, while it shows our own
-    cgroup as ``own`` and that one is ``at`` from the root. ``None`` where that does not tell.
+    cgroup as ``own`` and that one is ``at`` from the root. ``None`` if these do not determine it.
 
-    Where we stand below the namespace's root, the root is what is above us; where we were moved out of it, only what
-    they have in common with us is known.
+    If we are below the namespace's root, the root is the part of our path above us. If we were moved out of it, only
+    the part that the path shares with ours is known.
     """
     ours_up, ours_down = _steps(own)
     up, down = _steps(shown)

@@ -1,8 +1,9 @@
 """Who may ask about whom: decided for each peer and each request, by who the peer is. Pure.
 
 Anyone about itself. About others a process of the host that is root's or in the group of the socket, and a pod whose
-selectors were named. Root in a container is not root here, whoever made the container: who is not known to be of the
-host counts as a pod. Here that is told by the cgroup; what else has to agree, ``standing`` says.
+selectors were named. Root in a container is not root of the host, whichever runtime made the container: a process
+that is not known to be of the host counts as a pod. This module decides by the cgroup; ``standing`` has the other
+rules.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from tracer.model import Identity, State
 
 _OF_HOST = "no_container"
-"""The one reason for ``host`` that says that nothing of a container was seen."""
+"""The only reason for ``host`` that means that the process is in no container at all."""
 # Of the host by their state, but within a pod, or within what looks like one.
 _IN_PODS = ("sandbox", "pod_cgroup", "outside_root")
 
@@ -27,7 +28,8 @@ class Access:
     allowed: Sequence[frozenset[str]] = ()
 
     def may_ask_about_others(self, peer: Identity, uid: int, gids: Collection[int]) -> bool:
-        """Whether a peer with this identity and these credentials may, by what the index knows of it."""
+        """Whether a peer with this identity and these credentials may ask about others, by what the index knows of
+        it."""
         workload = peer.workload
         if workload.state is State.HOST:
             return workload.reason == _OF_HOST and (uid == 0 or (self.gid is not None and self.gid in gids))
@@ -37,8 +39,8 @@ class Access:
 
 
 def why_not(peer: Identity, *, would_be: bool = False) -> tuple[str, str]:
-    """(message, hint) for a peer that asks about others and may not; ``would_be`` is one that might, were it not for
-    its namespaces or the cgroup of another hierarchy."""
+    """(message, hint) for a peer that asks about others and may not; ``would_be`` is true if only its
+    namespaces, or its cgroup in another hierarchy, are against it."""
     state = peer.workload.state
     if state is State.GONE:
         return "the process that connected has ended", "connect anew"

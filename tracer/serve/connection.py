@@ -48,11 +48,11 @@ class Connection:
         self.peer = peer
         self.owner: object = None
         self._ready = ready
-        # Before Linux 6.5 each message says who sent it; what did not fit in would be taken for a descriptor.
+        # Before Linux 6.5 each message carries its sender; without space for that it would look like a lost descriptor.
         self._least_space = _WHO if peer.nonce is not None else 0
         self.is_trusted = False
         self.trusted_by: object = None  # what that hangs on
-        # Whether its peer's own files agree, and where the index had the peer when they were read.
+        # Where the index had the peer when its files were read, and whether they allowed it to ask about others.
         self.stands: tuple[object, bool] | None = None
         self.lines: deque[Line] = deque()
         self.out = bytearray()
@@ -139,7 +139,7 @@ class Connection:
         self._ready[self] = None
 
     def break_off(self) -> None:
-        """Nothing more is made: it is closed once what is made already was written."""
+        """Stops making lines; the connection closes once the lines that are made are written."""
         self.jobs.clear()
         self.is_last = self._is_broken_off = True
 

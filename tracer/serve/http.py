@@ -15,7 +15,7 @@ from tracer.serve.metrics import Exposition
 
 _TIMEOUT = 5.0  # seconds for a request to come in, and for its answer to be taken
 _MOST = 16  # requests at once
-# By name, whether it is well; a text says what is missing.
+# By name, whether the check holds; a text says what is missing.
 Checks = Callable[[], Mapping[str, bool | str]]
 
 

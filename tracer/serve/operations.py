@@ -39,7 +39,8 @@ def _is_start(ours: int, theirs: int) -> bool:
 
 
 class _Question(NamedTuple):
-    """What answers a request, what its answer hangs on, and what is to be done once it is answered or given up."""
+    """``ask`` answers a request, ``mark`` changes when its answer may have changed, and ``end`` is called once it is
+    answered or given up."""
 
     ask: Callable[[], Sequence[Identity]]
     mark: Callable[[], object]
@@ -89,14 +90,14 @@ class Operations:
         self.trust.check_numbers(connection, request)
         question = self._question(connection, request, sent)
         try:
-            if self._is_waiting(connection, request, question):
+            if self._answer_or_wait(connection, request, question):
                 question = question._replace(end=None)  # by the wait, when it ends
         finally:
             if question.end is not None:
                 question.end()
 
-    def _is_waiting(self, connection: Connection, request: Request, question: _Question) -> bool:
-        """Answers now, or has the answer wait; whether it waits, or did and is answered already."""
+    def _answer_or_wait(self, connection: Connection, request: Request, question: _Question) -> bool:
+        """Answers now, or starts to wait. Returns whether it waits, or waited and has answered already."""
         ask, mark, end = question
         pending, settled = request.wait_ms / 1000, request.settled_wait_ms / 1000
         is_list = request.pids is not None
@@ -125,7 +126,7 @@ class Operations:
             raise Refused("too_large", f"more than {most} requests wait", "cancel some", id_=request.id)
 
         def failed(error: Exception) -> None:
-            if isinstance(error, Refused):  # who asked may not any more
+            if isinstance(error, Refused):  # the caller may not ask any more
                 connection.say(refusal(error))
                 return
             _log.error("a request failed", exc_info=error)
@@ -165,8 +166,8 @@ class Operations:
             raise Refused("bad_request", "this kernel has no inodes of pidfds", hint, id_=request.id)
 
     def _question(self, connection: Connection, request: Request, sent: Line) -> _Question:
-        """What answers the request; authorised. What is about others is authorised again whenever it is answered, since
-        who asks may have become a pod while it waited."""
+        """What answers the request, which is authorised here. A request about others is authorised again with each
+        answer, since the caller may have become a pod while it waited."""
         desk = self._desk
         if request.pid is not None:
             pid = request.pid
@@ -197,7 +198,7 @@ class Operations:
         return _Question(lambda: (self._itself(connection, request),), self._mark_of(connection.peer.pid, request))
 
     def _question_of_pidfd(self, connection: Connection, request: Request, pid: int, sent: Line) -> _Question:
-        # A copy, for as long as it waits: before pidfs nothing else tells a process from the next one of its number.
+        # Kept open while the request waits: before pidfs only this tells a process from a later one with its PID.
         waits = request.wait_ms or request.settled_wait_ms
         fd = os.dup(sent.fds[0]) if waits else sent.fds[0]
 
@@ -208,8 +209,9 @@ class Operations:
         return _Question(of_pidfd, self._mark_of(pid, request), (lambda: os.close(fd)) if waits else None)
 
     def _how(self, connection: Connection, request: Request) -> dict[str, Any]:
-        """How the answer is to come about. By the daemon's own rules for who may ask about itself only: in parity mode
-        a process chooses by its files whom it is taken for, and without container selectors it needs to be in none."""
+        """The options of a look-up. A caller that may ask about itself only is answered by the daemon's own rules: in
+        parity mode the caller's files would decide which container it is in, and without container selectors it would
+        need none."""
         if request.mode is None and request.container_selectors and not request.parity:
             return {}
         if not self.trust.holds(connection):
@@ -231,7 +233,7 @@ class Operations:
         how = self._how(connection, request)
         identity = self._desk.lookup(pid, **how)
         if not request.container_selectors and "mode" not in how and identity.state is State.RESOLVED:
-            # By the daemon's rules it is who it is: now it may have some of its selectors left out.
+            # The daemon's own rules have resolved it, so leaving selectors out gives it nothing.
             identity = self._desk.lookup(pid, **how, container_selectors=False)
         if request.pidfd_ino is not None and identity.key.ino != request.pidfd_ino:
             return gone(pid)
@@ -242,7 +244,7 @@ class Operations:
             return gone(pid)
         if request.start_ns is not None and not _is_start(process.start, request.start_ns):
             return gone(pid)
-        # Whatever the wall clock said when the text was made: a process is not gone because the clock was set.
+        # By any time that the wall clock had for it: a process is not gone because somebody set the clock.
         if request.start_time is not None and not clock.said(request.start_time, process.start):
             return gone(pid)
         return identity
@@ -273,8 +275,8 @@ class Operations:
     def _pieces(
         self, connection: Connection, request: Request, identities: Iterable[Identity]
     ) -> Generator[bytes, None, None]:
-        """The line of a list, a few identities at a time. It breaks off, with the connection, when the peer, which may
-        be slow, may not ask about others any more."""
+        """The line of a list, a few identities at a time. A slow peer may lose its right to ask about others meanwhile:
+        then the daemon stops and closes the connection."""
         yield self._result(request, b"[")[:-2]
         parts: list[bytes] = []
         is_first = True
@@ -358,10 +360,10 @@ class Operations:
         elif request.pid is not None:
             pid = request.pid
         else:
-            raise Refused("bad_request", "explain wants a pid, a pidfd or itself", id_=request.id)
+            raise Refused("bad_request", "explain names no process", "send a pid, a pidfd or itself", id_=request.id)
         self.trust.authorise(connection, request, about=pid)
         if pid > MAX_PID:
-            raise Refused("bad_request", f"{pid} is no process ID", id_=request.id)
+            raise Refused("bad_request", f"{pid} is too great for a PID", id_=request.id)
         if self.trust.holds(connection):
             said = self._desk.explain_record(pid)
         else:

@@ -78,7 +78,7 @@ def pin(connection: socket.socket, *, by_number: bool = False) -> Peer:
 
 
 def _counts_alike(pid: int, fd: int) -> bool:
-    """Whether the process of this number, behind this pidfd, is in our PID namespace; no where that is uncertain."""
+    """Whether the process with this PID, behind this pidfd, is in our PID namespace; false if that is uncertain."""
     try:
         return pidfd.numbers(fd) == (pid,)
     except OSError:

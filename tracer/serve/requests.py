@@ -21,7 +21,7 @@ _MOST_ID = 1024  # characters of a request's id
 
 class Refused(Exception):  # noqa: N818 - it reads as what it says
     """A request that gets an error for an answer; after one that ``is_last`` the connection is closed. ``nonce`` is
-    what has to be sent back first, ``wants_pidfd`` says that a pidfd is wanted in place of a number."""
+    what has to be sent back first, ``wants_pidfd`` says that the caller has to send a pidfd in place of a PID."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ def _problem(request: Request) -> str | None:
         if not 0 <= value <= _MOST_WAIT:
             return f"{key} is not between 0 and {_MOST_WAIT:.0f}"
     if request.start_time is not None and not _is_time(request.start_time):
-        return f"start_time {request.start_time[:64]!r} is no RFC 3339 time (say it as an identity does)"
+        return f"start_time {request.start_time[:64]!r} is not a time of RFC 3339 (use start_time of an identity)"
     if request.itself and (named or request.op != "explain"):
         return f"itself and {named[0]} are both given" if named else "itself is a field of explain"
     return None
@@ -134,8 +134,8 @@ def _is_time(text: str) -> bool:
 
 
 def internal(error: Exception, id_: Id, *, is_trusted: bool = True) -> Refused:
-    """What a request gets that failed in a way nobody thought of. Whoever may ask about itself only is not told in
-    which words: they may be about others."""
+    """The answer to a request that failed by a bug. A caller that may ask about itself only does not get the text of
+    the exception, which may be about others."""
     what = f"{type(error).__name__}: {error}" if is_trusted else type(error).__name__
     return Refused("internal", what, "see the daemon's log", id_=id_)
 

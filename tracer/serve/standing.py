@@ -1,16 +1,16 @@
-"""Where a peer stands: whether its own files say that it is of the host, or of the daemon's own container.
+"""Whether a peer is of the host, or of the daemon's own container, by the peer's own files.
 
-The index tells a process's cgroup in the one hierarchy that holds the containers. That decides for whoever asks about
-itself; to be trusted with everybody else more has to agree, since root in a container is root by its number only:
+The index knows a process's cgroup in the one hierarchy that holds the containers. That is enough for a peer that asks
+about itself. Root in a container is root by its number only, so a peer that asks about others must meet more:
 
-- the PID namespace is the daemon's own: told by the peer's pidfd, when it connects (see ``peers``);
-- the user namespace is the daemon's own, in which programs are loaded: the initial one;
-- no cgroup of it, in any hierarchy, is shaped like a container's or a pod's: which hierarchy holds the containers may
-  just be changing, and one that is not ours may know more.
+- its PID namespace is the daemon's; the peer's pidfd tells that when it connects (see ``peers``);
+- its user namespace is the daemon's, in which programs are loaded: the initial one;
+- none of its cgroups, in any hierarchy, is shaped like a container's or a pod's: the tracked hierarchy may be about to
+  change, and another one may know more.
 
-Every file is that of the peer: its pidfd, which says that it has this number in the PID namespace of our ``/proc``,
-still lives when the files were read. So it is that ``/proc``, wherever the tracer reads its own. What cannot be read is
-not certain, and who is not certain is not of the host.
+The files are certainly the peer's: its pidfd says that it has this number in the PID namespace of our ``/proc``, and
+that it still lives after the files were read. So this module reads that ``/proc``, wherever the tracer reads its own. A
+peer whose files cannot be read is not of the host.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _LONGEST = 1 << 20  # bytes of a file that are read
 
 
 def is_of_host(peer: Peer, procfs: str = "/proc") -> bool:
-    """Whether the files of a peer say that it is in no container: its namespaces are the daemon's, and no hierarchy has
-    it in a container's cgroup."""
+    """Whether a peer is in no container by its files: its namespaces are the daemon's, and in no hierarchy is it in a
+    container's cgroup."""
     cgroups = _cgroups(procfs, peer.pid)
     if not cgroups or any(_SHAPE.search(path) for path in cgroups.values()):
         return False
@@ -39,9 +39,9 @@ def is_of_host(peer: Peer, procfs: str = "/proc") -> bool:
 
 
 def is_of_own_container(peer: Peer, identity: Identity, own: Identity, procfs: str = "/proc") -> bool:
-    """Whether a peer with this identity is in the very container that the daemon, whose identity is ``own``, is in, and
-    is its user: as ``kubectl exec`` makes it. Not one in a container nested there, nor one in another hierarchy's
-    other container."""
+    """Whether a peer with this identity is in the container of the daemon (identity ``own``) and has its user, like a
+    process that ``kubectl exec`` starts. A peer in a container nested there, or in another container of another
+    hierarchy, is not."""
     if peer.uid != os.geteuid() or State.GONE in (identity.state, own.state):
         return False
     home, theirs = _home(own), _home(identity)
@@ -84,8 +84,8 @@ def _shares_namespaces(peer: Peer, procfs: str) -> bool:
     try:
         theirs, ours = os.stat(f"{procfs}/{peer.pid}/ns/user"), os.stat("/proc/self/ns/user")
     except PermissionError:
-        # Without CAP_SYS_PTRACE. The maps are anyone's to read; that of another namespace looks like the initial one's
-        # only where root of the host wrote it so.
+        # CAP_SYS_PTRACE is missing. Anyone may read the maps, and only root of the host can write one for another
+        # namespace that looks like the initial one's.
         return all(_is_mapped_alike(procfs, peer.pid, name) for name in ("uid_map", "gid_map"))
     except OSError:
         return False
@@ -98,8 +98,8 @@ def _is_mapped_alike(procfs: str, pid: int, name: str) -> bool:
 
 
 def _cgroups(procfs: str, pid: int | str) -> dict[str, str] | None:
-    """The path in each hierarchy; ``None`` where they cannot be read, and of a process whose first thread has ended:
-    its threads may be anywhere."""
+    """The path in each hierarchy; ``None`` if it cannot be read, or the first thread of the process has ended: the
+    other threads may be anywhere."""
     stat, text = _read(f"{procfs}/{pid}/stat"), _read(f"{procfs}/{pid}/cgroup")
     state = stat[stat.rfind(b")") + 1 :].split()[:1]
     if not text or state in ([], [b"Z"], [b"X"]):

@@ -1,4 +1,4 @@
-"""Who a peer is and whether it is trusted with others, decided at each request; and whom its question means."""
+"""Who a peer is, whether it may ask about others (decided at each request), and which process its request means."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tracer.serve.requests import Refused, Request
 from tracer.serve.standing import is_of_host, is_of_own_container
 
 MAX_PID = 2**31 - 1
-"""Greater ones are no process's, and not to be asked the desk about."""
+"""No process has a greater number; the desk is not asked about one."""
 
 
 class Trust:
-    """``access`` has the rules, and may be replaced at any time. Counts whom it refuses in ``refused``."""
+    """``access`` has the rules, and may be replaced at any time. ``refused`` counts the requests that it refuses."""
 
     def __init__(self, desk: Desk, access: Access) -> None:
         self.access = access
@@ -26,16 +26,16 @@ class Trust:
         self._desk = desk
 
     def peer(self, connection: Connection) -> Identity:
-        """Who the peer is now: whoever was pinned when it connected, and nobody else who has its number."""
+        """Who the peer is now: the process that was pinned when it connected, never a later one with its PID."""
         peer = connection.peer
         if peer.fd < 0 or peer.nonce is not None:
             return gone(peer.pid)
-        identity = self._desk.lookup(peer.pid, mode="strict")  # by whatever rule others are answered
+        identity = self._desk.lookup(peer.pid, mode="strict")  # whatever the rule for others' answers is
         is_same = identity.key.ino == peer.ino if self._desk.pidfs else peer.is_alive()
         return identity if is_same and identity.key.pid == peer.pid else gone(peer.pid)
 
     def holds(self, connection: Connection) -> bool:
-        """Whether the peer may ask about others; looked at anew only where something of it has changed."""
+        """Whether the peer may ask about others; decided anew only if the rules or the peer's place have changed."""
         peer = connection.peer
         place = self._desk.mark(peer.pid) if peer.nonce is None else None
         mark = (self.access, place) if self._desk.pidfs else None
@@ -49,12 +49,12 @@ class Trust:
         peer = connection.peer
         may = self.access.may_ask_about_others(identity, peer.uid, peer.gids)
         if may and identity.state is State.RESOLVED:
-            return True  # a pod that was named, in whichever namespaces
+            return True  # a pod that --socket-allow names, in any namespaces
         if not peer.counts_alike or identity.state is State.GONE:
             return False
         if not may and (peer.uid != os.geteuid() or identity.workload.container_id is None):
             return False
-        # The peer's files are read once for each place where it is: for most peers, once.
+        # The daemon reads the peer's files once for each place where the peer is: for most peers, once.
         if connection.stands is None or place is None or connection.stands[0] != (may, place):
             if may:
                 agrees = is_of_host(peer)
@@ -70,7 +70,7 @@ class Trust:
         return why_not(identity, would_be=self.access.may_ask_about_others(identity, peer.uid, peer.gids))
 
     def authorise(self, connection: Connection, request: Request, *, about: int | None = None) -> None:
-        """Lets pass who may ask about others, and who asks about itself, by the number of a thread perhaps."""
+        """Lets a peer pass that may ask about others, or asks about itself, perhaps by the number of a thread."""
         if self.holds(connection):
             return
         peer = self.peer(connection)
@@ -82,35 +82,35 @@ class Trust:
         raise Refused("permission_denied", message, hint, id_=request.id)
 
     def check_numbers(self, connection: Connection, request: Request) -> None:
-        """A number of another PID namespace than ours is another process's here, a stranger's perhaps."""
+        """Refuses PIDs from a peer in another PID namespace: the same number means another process here."""
         if connection.peer.counts_alike:
             return
         pid = request.pid if request.pid is not None else next(iter(request.pids or ()), None)
         if pid is None or self.peer(connection).state is State.GONE:
             return
-        message = f"PID {pid} is a number of another PID namespace: send a pidfd"
-        hint = "send a pidfd of each process beside its request, or ask about yourself without a number"
+        message = f"PID {pid} is of another PID namespace than the daemon's"
+        hint = "send a pidfd of the process with the request, or ask about yourself without a number"
         raise Refused("bad_request", message, hint, id_=request.id, wants_pidfd=True)
 
     def number_of(self, connection: Connection, request: Request, sent: Line) -> int:
-        """Our number for the process behind the pidfd that came, 0 where it has none; of a peer that may ask about
-        others."""
+        """Our number for the process behind the pidfd that came, 0 if it has none here. Refuses a peer that may not ask
+        about others."""
         self.authorise(connection, request)
         if sent.is_stripped:
             # Never to be taken for a question about the peer itself.
-            what = "the descriptor was not taken: who sent it was not known to be allowed to"
+            what = "the daemon did not take the descriptor: it did not know yet whether the caller may send one"
             raise Refused("not_ready", what, "send it again", id_=request.id)
         try:
             found = pidfd.numbers(sent.fds[0])
         except OSError as error:
-            what = f"the descriptor cannot be looked at: {error.strerror}"
+            what = f"cannot read what the descriptor is: {error.strerror}"
             raise Refused("not_ready", what, "send it again", id_=request.id) from error
         if found is None:
-            raise Refused("bad_request", "the descriptor is no pidfd", "send what pidfd_open gives", id_=request.id)
+            raise Refused("bad_request", "the descriptor is not a pidfd", "send one from pidfd_open", id_=request.id)
         return max(0, found[0])
 
     def peer_or_refuse(self, connection: Connection, request: Request) -> Identity:
-        """Who the peer is, for whoever asks about itself; refuses where it has ended."""
+        """Who the peer is, for a request about itself. Refuses a peer that has ended."""
         peer = self.peer(connection)
         if peer.state is State.GONE:
             raise Refused("permission_denied", "the process that connected has ended", "connect anew", id_=request.id)
@@ -118,14 +118,14 @@ class Trust:
 
 
 def check_descriptors(request: Request, sent: Line) -> None:
-    """One descriptor stands for a PID, and for one only; raises where the request names another one, or several
-    came."""
+    """A request may have one descriptor, in place of a PID. Raises ``Refused`` if it names a process too, or several
+    descriptors came."""
     if not sent.fds and not sent.is_stripped:
         return
     named = [key for key in ("pid", "pids", "container_id") if getattr(request, key) is not None]
     if request.itself:
         named.append("itself")
     if named:
-        raise Refused("bad_request", f"{named[0]} and a descriptor are both given", id_=request.id)
+        raise Refused("bad_request", f"{named[0]} and a descriptor are both given", "send one of them", id_=request.id)
     if len(sent.fds) > 1:
-        raise Refused("bad_request", f"{len(sent.fds)} descriptors came", "send one a request", id_=request.id)
+        raise Refused("bad_request", f"{len(sent.fds)} descriptors came", "send one for each request", id_=request.id)

@@ -1,9 +1,9 @@
-"""The container runtime where nobody named its socket: the first known one at which CRI is spoken.
+"""The container runtime without a flag for its socket: the first known socket that answers CRI.
 
     looking ──a known socket answers ``Version``──▶ found: from then on that one, also while it is down
 
-A socket that is there need not answer: it may be left over, or Docker's containerd, whose CRI plugin is off. Once one
-has answered it is not left for another: a runtime that starts again is down for a while.
+A socket that exists may not answer: it may be left over, or belong to Docker's containerd, whose CRI plugin is off.
+Once one has answered podtracer keeps it: a runtime that restarts is down for a while.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tracer.sources.known_sockets import not_roots
 from tracer.sources.rpc import CallError
 
 FIND_TIMEOUT = 2.0
-"""Seconds within which a runtime has to say who it is while it is looked for."""
+"""Seconds within which a runtime has to answer ``Version`` during a search."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """A known socket that is there and is not used; ``code`` is that of the gRPC status, where there is one."""
+    """A known socket that exists and is not used; ``code`` is the gRPC status, if the socket answered one."""
 
     path: str
     why: str
@@ -36,7 +36,7 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What became of a search: the first socket that answers, and those passed over before it."""
+    """The result of a search: the first socket that answers, and those passed over before it."""
 
     path: str | None
     passed: tuple[PassedOver, ...]
@@ -66,10 +66,10 @@ def search(candidates: Iterable[str]) -> Search:
 
 
 class FoundCri:
-    """A ``CriClient`` of the runtime that is found; until one is, every call looks for it.
+    """A ``CriClient`` of the runtime that was found; until then every call searches for it.
 
-    ``note`` gets a sentence for people once, when others were passed over for the one that is used. A call raises
-    CallError while none answers.
+    If the search passed sockets over, ``note`` gets one sentence about them. A call raises CallError while no socket
+    answers.
     """
 
     def __init__(self, candidates: Iterable[str], *, note: Callable[[str], None] = lambda _text: None) -> None:
@@ -130,12 +130,12 @@ class FoundCri:
 
 
 def passed_over(found: Search) -> str:
-    """Which known sockets were not used, and why, for people."""
+    """Which known sockets were not used, and why, as text for the user."""
     return f"passed over: {', '.join(map(str, found.passed))}"
 
 
 def _nobody(found: Search) -> CallError:
-    said = ", ".join(map(str, found.passed)) or "no known socket is there"
+    said = ", ".join(map(str, found.passed)) or "no known socket exists"
     code = next((each.code for each in found.passed if each.code is not None), "UNAVAILABLE")
     return CallError(
         code, f"no container runtime answers: {said}", "cri", "name its socket with --cri, or say --cri none"

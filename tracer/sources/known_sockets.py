@@ -1,7 +1,7 @@
-"""Whether a socket that nobody named can be believed: by who could have put it there.
+"""Whether only root can have put a socket at a known path, so that podtracer may use it without a flag.
 
-Known sockets are in folders of root. Where an ordinary user may write one of the folders on the way, or owns it, the
-user may put a socket of its own there, of the same name: nothing about such a path proves anything.
+Known sockets are in folders of root. A user who owns or may write one of the folders on the way may put a socket of the
+same name there. Then the path proves nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _MOST_LINKS: Final = 40  # as many as the kernel follows
 
 
 def not_roots(path: str) -> str | None:
-    """Why somebody other than root may have put this socket there; ``None`` if only root can. ``path`` is absolute.
+    """Why a user other than root may have put this socket there; ``None`` if only root can. ``path`` is absolute.
 
-    Every folder on the way, those of symbolic links too, has to belong to uid 0 and may be written by nobody else; the
+    Every folder on the way, those of symbolic links too, has to belong to uid 0, and no other user may write it. The
     socket has to belong to uid 0. Raises OSError for a path that leads nowhere.
     """
     at, links = "/", 0
@@ -27,7 +27,7 @@ def not_roots(path: str) -> str | None:
         if found.st_uid != 0:
             return f"{at} belongs to uid {found.st_uid}"
         if stat.S_ISDIR(found.st_mode) and found.st_mode & 0o022:
-            return f"others than root may write {at}"
+            return f"users other than root may write {at}"
         if is_link:
             links += 1
             if links > _MOST_LINKS:

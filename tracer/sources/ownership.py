@@ -1,17 +1,17 @@
-"""Whose is the server at the other end of a TCP connection of ours: root's of this host, or anybody's.
+"""Whether the server at the other end of a TCP connection of ours is root of this host.
 
-Whoever is the first to listen on a port has it. So a port without a credential that nobody named is believed only where
-the kernel proves whose it is, for each connection anew:
+Any user can listen on a port before the kubelet does. So podtracer uses a port that no flag names, and no certificate
+proves, only if the kernel shows who listens there. It checks each connection:
 
-1. The socket at the other end is found among this machine's (``/proc/net/tcp``, ``tcp6``), and belongs to uid 0. One
-   that is not there was sent elsewhere, by a packet filter for instance.
+1. The socket at the other end is among this machine's (``/proc/net/tcp``, ``tcp6``), and belongs to uid 0. If it is not
+   there, the connection leads elsewhere, by a packet filter for instance.
 2. Every process that holds it, or a socket of uid 0 that listens there, is root of the host: all of its uids are 0, it
    is in the user namespace that we are in and in the PID namespace of the procfs that we read, and in no container's
    cgroup (the root of a pod in the host's network has uid 0 as well).
 3. A process whose files we may not read could hold it, so it has to be root of the host by what anybody may read of it.
 
-That is asked when the connection was made, before a byte leaves, and again when the first answer is complete: a server
-may hand what it accepted to another process.
+podtracer checks this when the connection is made, before a byte leaves, and again when the first answer is complete: a
+server may hand an accepted connection to another process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tracer.errors import SourceError
 
 _ACCEPTED_WITHIN: Final = 2.0  # seconds; a kubelet does it at once
 _FIRST_PAUSE, _LAST_PAUSE = 0.001, 0.05
-# What a container's cgroup is called by whatever runtime, and what is above those of pods.
+# Names of containers' cgroups by any runtime, and of the cgroups above pods'.
 _CONTAINER: Final = re.compile(
     r"[0-9A-Fa-f]{64}|(?:^|[/-])kubepods(?:$|[/.:-])|(?:^|[/-])pod[0-9A-Fa-f]{8}[-_]|(?:^|/)(?:lxc|machine)[./]",
     re.ASCII,
@@ -39,7 +39,7 @@ _CONTAINER: Final = re.compile(
 
 
 class NotRoots(SourceError):  # noqa: N818 - it reads as what it says
-    """Whoever answers at this port is not known to be root of the host."""
+    """The process that answers at this port is not known to be root of the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,14 @@ class Ends:
 
 @dataclass(frozen=True, slots=True)
 class RootCheck:
-    """Whether a connection leads to root of this host. ``flag`` is what a person names the port with, if right."""
+    """Whether a connection leads to root of this host. ``flag`` is how the user names the port."""
 
     flag: str
     procfs: str = "/proc"
 
     def __call__(self, sock: socket.socket, end: float, is_wanted: Callable[[], None] = lambda: None) -> Ends:
         """Waits until this connection was accepted, to ``end`` of the monotonic clock at most; ``is_wanted`` may raise
-        meanwhile. Raises NotRoots, and OSError for a connection that is none any more.
+        meanwhile. Raises NotRoots, and OSError for a connection that has ended.
 
         It takes some 40 ms for each 1000 processes of the machine.
         """
@@ -85,8 +85,7 @@ class RootCheck:
         return inode
 
     def again(self, ends: Ends) -> None:
-        """Whether those who hold the other end are still root alone; one that was closed meanwhile is nobody's. Raises
-        NotRoots."""
+        """Checks again that only root holds the other end; one that was closed meanwhile is fine. Raises NotRoots."""
         inode = self._accepted(ends)
         if inode:
             self._check_holders(ends, inode)
@@ -109,7 +108,7 @@ class RootCheck:
             for row in ends.listening:
                 for found in re.finditer(re.escape(row), table):
                     uid, listener = _owner(table, found.start())
-                    if uid == 0:  # another's did not take this connection, for IPv6 alone perhaps
+                    if uid == 0:  # another user's did not accept this connection: it may listen on IPv6 alone
                         inodes[listener] = False
         wanted = {f"socket:[{inode}]": inode for inode in inodes}
         own = self._link("self/ns/user")
@@ -121,11 +120,11 @@ class RootCheck:
             if held is None or held:
                 why = self._why_not_root(pid, own, is_readable=held is not None)
                 if why is not None:
-                    unread = f"the files of process {pid} cannot be read, which takes CAP_SYS_PTRACE"
+                    unread = f"cannot read the files of process {pid} without CAP_SYS_PTRACE"
                     raise self._refusal(ends, why if held else unread)
                 inodes.update(dict.fromkeys(held or (), True))
         if not inodes[inode]:
-            raise self._refusal(ends, "no process is seen to hold it, which takes CAP_SYS_PTRACE and hostPID")
+            raise self._refusal(ends, "cannot see which process holds it without CAP_SYS_PTRACE and hostPID")
 
     def _held(self, pid: str, wanted: dict[str, int]) -> set[int]:
         """Which of these sockets a process holds. Raises PermissionError."""
@@ -154,7 +153,7 @@ class RootCheck:
         except (FileNotFoundError, ProcessLookupError):
             return None
         except OSError as error:
-            return f"process {pid} cannot be looked at: {error.strerror}"
+            return f"cannot read the status of process {pid}: {error.strerror}"
         fields = dict(line.partition(":")[::2] for line in status.splitlines())
         if fields.get("State", "").split()[:1] == ["Z"]:
             return None
@@ -183,7 +182,7 @@ class RootCheck:
 
     def _refusal(self, ends: Ends, why: str) -> NotRoots:
         what = f"port {ends.port} is not proved to be the kubelet's: {why}"
-        return NotRoots(what, None, f"if it is the kubelet's nevertheless, name it: {self.flag}")
+        return NotRoots(what, None, f"if it is the kubelet's, name it: {self.flag}")
 
 
 def _processes(procfs: str) -> list[str]:
