@@ -79,7 +79,7 @@ def _give(path: Path) -> None:
     ],
 )
 def test_a_path_that_a_user_may_change(folder: Path, spoil: Callable[[Path], None], why: str) -> None:
-    """A socket is not root's where it, or any folder above it, is a user's or can be written by one."""
+    """A socket is not root's if a user owns it, or owns or may write any folder above it."""
     path = left_over(folder / "a" / "b" / "x.sock")
     (folder / "link").symlink_to("a/b/x.sock")
     spoil(folder)
@@ -97,7 +97,7 @@ def test_a_link_in_a_users_folder(folder: Path) -> None:
 
 
 def test_a_path_that_leads_nowhere(folder: Path) -> None:
-    """Nothing, and links in a ring, are an OSError, soon."""
+    """A path that leads nowhere, or round in a ring of links, raises OSError soon."""
     (folder / "ring").symlink_to("ring")
     for name in ("none", "ring"):
         with pytest.raises(OSError, match=r"No such file|too many"):
@@ -146,7 +146,7 @@ def test_nothing_is_said_where_nothing_was_passed_over(folder: Path) -> None:
 
 
 def test_it_is_looked_for_until_one_answers(folder: Path) -> None:
-    """While none answers each call says of all why not, and looks anew."""
+    """While no socket answers, each call searches again and says of each socket why it was passed over."""
     stale = left_over(folder / "stale")
     found = FoundCri([stale, f"{folder}/late"])
     for _ in range(2):
@@ -180,7 +180,7 @@ def _answers(found: FoundCri) -> bool:
 
 
 def test_a_closed_client_looks_no_more(folder: Path) -> None:
-    """After its end it opens nothing."""
+    """A closed client opens no socket."""
     with FakeRuntime(folder / "cri.sock") as runtime:
         found = FoundCri([f"{folder}/cri.sock"])
         found.close()
@@ -209,7 +209,7 @@ def test_doctor_says_which_were_passed_over(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_runtime_that_is_installed_later_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no known socket was there at the start, one that comes later is found and asked."""
+    """podtracer finds and asks a known socket that appears after the start."""
     monkeypatch.setattr(cri, "ENDPOINTS", (f"{folder}/cri.sock",))
     index = Index()
     sources = make_sources(index, Settings(kubelet="none", pods_api="none", refresh_interval=0.1))
@@ -227,7 +227,7 @@ def test_a_runtime_that_is_installed_later_is_asked(folder: Path, monkeypatch: p
 
 
 def test_a_users_pods_api_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Pods API whose path a user may change is not asked unless it is named, and doctor says why."""
+    """podtracer does not ask a Pods API whose path a user may change, unless a flag names it; doctor says why."""
     path = left_over(folder / "pods-api" / "x.sock")
     monkeypatch.setattr(pods_api, "SOCKET", path)
     sources = make_sources(Index(), Settings(cri="none"))

@@ -129,7 +129,7 @@ def _pods(client: KubeletClient) -> int:
 
 
 def _refusal(server: Server) -> str:
-    """Why the port is not believed; nothing was sent to it."""
+    """The reason why the port was refused; nothing was sent to it."""
     with server.client() as client, pytest.raises(NotRoots) as caught:
         client.fetch()
     assert server.end() == b""
@@ -259,7 +259,7 @@ def test_a_connection_that_is_kept_is_looked_at_once(serve: Serve, monkeypatch: 
 
 
 def test_what_cannot_be_looked_at_is_not_believed(serve: Serve) -> None:
-    """Without the right to see who holds a socket even root's listener is not believed, and the error says so."""
+    """Without the right to see which process holds a socket even root's listener is refused, and the error says so."""
     server = serve()
     ask = f"""
 from dataclasses import replace

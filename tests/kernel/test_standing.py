@@ -191,7 +191,7 @@ def test_a_private_cgroup_namespace_takes_no_cgroup_for_another(
 
 
 def test_a_mount_over_a_cgroup_is_no_cgroup(cgroups: Cgroups, started: list[subprocess.Popen[str]]) -> None:
-    """What was mounted over a process's cgroup has an inode that is no cgroup's: the process's is not told then."""
+    """The inode of a mount over a process's cgroup is not the id of a cgroup: the process's cgroup is unknown then."""
     folder = cgroups.make("covered")
     (pid,) = _sleepers(started, folder)
     for kind in (f"mount -t tmpfs none {folder}", f"mount --bind {cgroups.make('another')} {folder}"):
@@ -284,7 +284,7 @@ def test_a_container_that_sees_none_of_the_pods_is_told(
 
 
 def test_a_procfs_or_boot_time_of_another_namespace_ends_the_daemon() -> None:
-    """Where /proc numbers processes otherwise than we do, and where boot time is not the machine's, nothing starts."""
+    """podtracer does not start if /proc belongs to another PID namespace, or boot time is not the machine's."""
     assert "/proc belongs to another PID namespace" in _failing("unshare", "--pid", "--fork", "--kill-child")
     if Path("/proc/self/ns/time").exists():
         before = ("unshare", "--time", "--boottime", "100", "--fork", "--kill-child")
@@ -321,12 +321,12 @@ def test_a_daemon_is_not_ready_while_it_sees_none_of_the_pods(
         child.kill()
         assert child.stderr is not None
         log = child.stderr.read()
-    assert log.count(f"such as in '/{cgroups.name}/{POD}/{OTHER_ID}'") == 1
+    assert log.count(f"such as those in '/{cgroups.name}/{POD}/{OTHER_ID}'") == 1
     assert pid
 
 
 def test_a_daemon_is_not_ready_without_its_mount(tmp_path: Path) -> None:
-    """When the cgroup file system is taken away it says so, and nobody is said to be where he is not."""
+    """When the cgroup file system is unmounted the daemon says so, and reports no process where it is not."""
     port, mount = unused_port(), tmp_path / "cgroups"
     mount.mkdir()
     before = _in_mounts(f"mount -t cgroup2 none {mount}")

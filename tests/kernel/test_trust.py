@@ -114,7 +114,7 @@ def _ask(
     path: str, code: str, *, uid: int = 0, cgroups: Sequence[Cgroup] = (), within: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What a process in these cgroups, started by these words, gets for its questions."""
-    joins = "".join(f"echo $$ > '{cgroup.procs}'; " for cgroup in cgroups)
+    joins = "".join(f"echo $$ > '{cgroup.procs}' || exit; " for cgroup in cgroups)
     words = [*within, sys.executable, "-c", ASKER, json.dumps([path, uid, code])]
     run = subprocess.run(
         ["/bin/sh", "-c", f'{joins}exec "$@"', "sh", *words],
@@ -240,7 +240,7 @@ ctypes.CDLL(None).syscall(NUMBER, 0)
 
 
 def test_root_without_its_first_thread_is_not_certain(server: Server) -> None:
-    """Of a process whose first thread has ended its files do not tell where it is: it is not trusted."""
+    """A process whose first thread has ended is not trusted, since its files do not show where it is."""
     assert _is_refused(_ask(server.path, LEADERLESS))
 
 

@@ -70,6 +70,6 @@ def test_a_refusal_says_why_and_what_to_do(workload: Workload) -> None:
 
 
 def test_root_whom_its_namespaces_give_away_is_not_called_an_ordinary_user() -> None:
-    """Whoever might ask by its cgroup and number is told of namespaces and containers."""
+    """A peer that only its namespaces keep from asking gets an error that names namespaces and containers."""
     assert "namespaces" in why_not(_peer(HOST), would_be=True)[0]
     assert "ordinary user" in why_not(_peer(HOST))[0]

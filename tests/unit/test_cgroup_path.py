@@ -189,7 +189,7 @@ def test_below_kubepods_a_pods_uid_is_any_text(segment: str, uid: str) -> None:
 
 @pytest.mark.parametrize("above", ["", "/besteffort", "/system.slice", "/kubepods2/burstable", "/kubepods/burstable/x"])
 def test_elsewhere_a_pods_uid_is_a_uuid_or_a_digest(above: str) -> None:
-    """What is only called pod-something outside of kubepods names no pod."""
+    """A cgroup called pod-something outside of kubepods names no pod."""
     assert found(match_strict(f"{above}/podmy-static-01/{A}")) == (None, A)
     assert found(match_strict(f"{above}/pod{STATIC}/{A}")) == (STATIC, A)
 
@@ -286,7 +286,7 @@ def test_a_path_without_names_that_say_anything_is_no_container(path: str) -> No
     ],
 )
 def test_a_pod_segment_may_stand_anywhere(path: str, place: str) -> None:
-    """A path says where a pod is; whether that is a place of this node is not for the path to say."""
+    """A path says where a pod is, but not whether that is a place of this node."""
     assert (found(match_strict(path)), match_strict(path).root) == ((POD_A, A), place)
 
 

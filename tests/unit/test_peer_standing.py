@@ -62,7 +62,7 @@ def _is_of_host(peer: Peer, procfs: Path, cgroup: str | None = None) -> bool:
     ],
 )
 def test_services_and_sessions_are_of_the_host(peer: Peer, procfs: Path, path: str) -> None:
-    """The runtime's own daemons are, and whatever else is called like no container."""
+    """Processes are of the host if no cgroup has a container's name, the runtime's own daemons among them."""
     assert _is_of_host(peer, procfs, f"3:cpuset:/\n2:cpu,cpuacct:{path}\n1:name=systemd:{path}\n0::{path}\n")
 
 
@@ -91,7 +91,7 @@ def test_services_and_sessions_are_of_the_host(peer: Peer, procfs: Path, path: s
     ],
 )
 def test_a_container_in_any_line_is_enough(peer: Peer, procfs: Path, path: str, line: str) -> None:
-    """Whichever hierarchy has it, and whatever the others say."""
+    """A container's cgroup in any hierarchy keeps a peer from being of the host."""
     assert not _is_of_host(peer, procfs, f"5:pids:/\n{line.format(9, path)}\n1:cpu:/user.slice\n")
 
 
@@ -114,7 +114,7 @@ def test_whose_first_thread_has_ended_is_not_certain(peer: Peer, procfs: Path, s
 
 
 def test_other_namespaces_are_not_the_hosts(peer: Peer, procfs: Path) -> None:
-    """A user namespace that is another one, and a PID namespace that is, or is not known."""
+    """A peer is not of the host in another user namespace, or in a PID namespace that is another one or unknown."""
     link = procfs / str(os.getpid()) / "ns/user"
     link.unlink()
     link.symlink_to("/proc/self/ns/mnt")
@@ -127,7 +127,7 @@ def test_other_namespaces_are_not_the_hosts(peer: Peer, procfs: Path) -> None:
 
 
 def test_without_cap_sys_ptrace_the_maps_tell(peer: Peer, procfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the namespace itself may not be looked at, IDs that mean something else give it away."""
+    """If the daemon may not read the user namespace, maps that differ show that it is another one."""
     stat = os.stat
 
     def refused(path: str, **how: object) -> os.stat_result:
@@ -146,7 +146,7 @@ def test_without_cap_sys_ptrace_the_maps_tell(peer: Peer, procfs: Path, monkeypa
 
 
 def test_a_peer_that_has_ended_is_not_of_the_host(procfs: Path) -> None:
-    """Files of its number may be another's."""
+    """A peer that has ended is not of the host, since the files of its PID may be another process's."""
     child = subprocess.Popen(["true"])
     fd = os.pidfd_open(child.pid)
     child.wait()
@@ -206,7 +206,7 @@ def test_the_daemons_container_is_told_by_all_its_cgroups(
 
 @pytest.mark.usefixtures("own_cgroups")
 def test_both_container_and_user_have_to_be_the_daemons(peer: Peer, procfs: Path) -> None:
-    """One alone is not enough, nor is a daemon on the host an own container of anyone's."""
+    """The container alone or the user alone is not enough, and a daemon on the host has no container of its own."""
     (procfs / str(os.getpid()) / "cgroup").write_text(f"4:memory:{POD}/{ID}\n2:rdma:/\n0::{POD}/{ID}\n")
     home = _at(f"{POD}/{ID}")
     assert is_of_own_container(peer, home, home, str(procfs))

@@ -177,7 +177,7 @@ def test_a_directory_given_away_later_guards_nothing_that_is_made_then(lab: Lab)
 
 
 def test_a_cgroup_whose_owners_cannot_be_read_is_pending(lab: Lab) -> None:
-    """Until it is known who may have named it, it is nobody's; in the end that is said."""
+    """A cgroup is pending while it is not known who may have named it, and in the end unknown."""
     lab.index.cgroups.guard = lambda _cgroups: None
     home = lab.mkdir(HOME_A)
     lab.pods(pod(A, container(A)))
@@ -191,7 +191,7 @@ def test_a_cgroup_whose_owners_cannot_be_read_is_pending(lab: Lab) -> None:
 
 
 def test_two_cgroups_of_one_container_are_a_conflict_while_both_are_there(lab: Lab) -> None:
-    """Which of two is the container, made by root both, cannot be said; whoever was told the first is told so."""
+    """Of two cgroups of root with one ID neither is the container; those who saw the first resolved get an event."""
     home = lab.mkdir(HOME_A)
     lab.pods(pod(A, container(A)))
     lab.exec(7, home)

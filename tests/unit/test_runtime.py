@@ -218,7 +218,7 @@ def test_the_kubelets_own_entry_stands_where_the_runtime_has_none() -> None:
 
 
 def test_a_name_that_the_spec_lacks_is_of_no_kind_yet() -> None:
-    """A container that was added to a running pod has no kind before the spec has it, and is outside the images."""
+    """A container added to a running pod has no kind before the spec has it, and does not count for the images."""
     runtime = Runtime()
     debug = record(C, "debugger")
     runtime.take(debug)

@@ -136,7 +136,7 @@ def test_it_is_explained_to_itself_without_others(desk: FakeDesk, peer: Peer) ->
 
 
 def test_an_error_inside_is_told_to_it_without_its_words(desk: FakeDesk, peer: Peer) -> None:
-    """They may be about others; root of the host is told."""
+    """A caller that may ask about itself only does not get the words of an exception; root of the host does."""
 
     def fails(_pid: int, **_how: Any) -> Any:
         raise KeyError("victim")
@@ -154,7 +154,7 @@ def test_an_error_inside_is_told_to_it_without_its_words(desk: FakeDesk, peer: P
 def test_whoever_becomes_a_pod_while_it_waits_is_not_told_of_others(
     desk: FakeDesk, server: Server, peer: Peer, about: dict[str, Any]
 ) -> None:
-    """It may ask when the answer comes, or is refused then."""
+    """A caller that waits for an answer about others is refused if it may not ask any more when the answer comes."""
     as_host(desk)
     desk.workloads[OTHER] = PENDING
     peer.send(id=1, op="lookup", wait_ms=60000, **about)
@@ -279,7 +279,7 @@ def test_a_descriptor_that_is_no_pidfd_is_an_error_and_none_is_left(
 
 @pytest.mark.parametrize("op", ["lookup", "explain"])
 def test_a_pidfd_of_who_has_ended_is_nobodys(desk: FakeDesk, peer: Peer, op: str) -> None:
-    """Whoever has its number by then is not told of."""
+    """A pidfd of an ended process gets no answer about a process that has its PID by then."""
     as_host(desk)
     assert peer.ask(id=0, op="status")["ok"]  # from here on its descriptors are taken
     child = subprocess.Popen(["true"])

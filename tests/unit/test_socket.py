@@ -633,7 +633,7 @@ def test_a_client_says_back_what_it_was_told(served: Served, monkeypatch: pytest
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2020-01-01T00:00:00", "2020-13-01T00:00:00Z", "12:00Z"])
 def test_what_is_no_time_is_a_bad_request(served: Served, text: str) -> None:
-    """A start_time that is no RFC 3339 time is told as such, rather than that the process were gone."""
+    """A start_time that is not a time of RFC 3339 is an error, and the process is not gone."""
     said = served.peer().answer(id=1, op="lookup", pid=OTHER, start_time=text)
     assert (said["ok"], said["error"]["code"]) == (False, "bad_request")
     assert "start_time" in said["error"]["message"]
@@ -644,7 +644,7 @@ def _with_fds(peer: Peer, data: bytes, *fds: int) -> None:
 
 
 def test_a_pidfd_that_is_sent_along_says_who_is_meant(desk: FakeDesk, served: Served) -> None:
-    """It belongs to the line that it came with, not to those before it; what is no pidfd gets an error."""
+    """A descriptor belongs to the line that it came with, not to earlier ones; one that is not a pidfd is an error."""
     desk.workloads[os.getpid()] = HOST
     child = subprocess.Popen(["sleep", "100"])
     desk.workloads[child.pid] = CART

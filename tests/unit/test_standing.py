@@ -1,4 +1,4 @@
-"""What is said of where podtracer stands, of places made up."""
+"""The checks of where podtracer runs, in places made up."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_what_may_not_be_read_is_told_by_the_capability_it_takes(tmp_path: Path)
 
 
 def test_what_fails_is_raised_in_the_same_words() -> None:
-    """The first that fails is the error, with its hint; what only warns is none."""
+    """The first check that fails is the error, with its hint; a warning is not an error."""
     standing.require([Check("a", "ok", "well"), Check("b", "warn", "slow", "hurry")])
     with pytest.raises(MissingError) as raised:
         standing.require([Check("a", "warn", "slow"), Check("b", "fail", "blind", "open"), Check("c", "fail", "deaf")])
@@ -118,7 +118,7 @@ def test_what_fails_is_raised_in_the_same_words() -> None:
 
 
 def test_a_namespace_that_cannot_see_pods_fails_and_says_why() -> None:
-    """In the initial namespace nothing can be hidden; in another one the reason stands in the check."""
+    """In the initial PID namespace no process is hidden; in another one the check has the reason."""
     assert standing.pid_namespace(4026532000, 0, "it is one pod's").state == "ok"
     check = standing.pid_namespace(4026532000, 1, "it is one pod's")
     assert (check.state, "it is one pod's" in check.found) == ("fail", True)

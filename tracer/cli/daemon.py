@@ -35,8 +35,8 @@ SIGHUP reads the configuration again. watch, lookup, ps and explain ask the daem
 def command(app: App) -> int:
     """Keep the table of all processes, and serve it over a socket, with health and metrics over HTTP.
 
-    Anyone may ask about itself; about others root of the host, the group of --socket-group, and pods that
-    --socket-allow names. Logs go to stderr. Ends on SIGTERM and Ctrl-C.
+    Any process may ask about itself. Root of the host, the group of --socket-group, pods that --socket-allow names, and
+    the daemon's own user in its own container may ask about everyone. Logs go to stderr. Ends on SIGTERM and Ctrl-C.
     """
     settings, serving = _settings(app)
     logs.to_stderr(verbose=app.verbose)
