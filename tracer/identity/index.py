@@ -532,8 +532,8 @@ class Index:
             return []
         events = []
         for known in tuple(self.processes.values()):
-            view = self.cgroups.views.get(known.cgroup)
-            if known.hierarchy == self.hierarchy and view is not None and view.entry is entry:
+            view = self.cgroups.locate(known.cgroup) if known.hierarchy == self.hierarchy else None
+            if view is not None and view.entry is entry:
                 identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
                 events.append(Event("move", now, identity, {"from": view.cgroup.path, "corrected": True}))
         return events
