@@ -622,6 +622,21 @@ def test_a_correction_is_told_of_processes_whose_names_were_to_be_read_again(lab
     assert sorted(event.identity.key.pid for event in events if event.event == "move" and event.identity) == [7, 8]
 
 
+def test_who_starts_while_another_hierarchy_is_being_tracked_is_told_of(lab: Lab) -> None:
+    """A process whose record is taken in between is announced as pending, and is told again once it is resolved."""
+    home = lab.mkdir(HOME_A)
+    lab.pods(pod(A, container(A)))
+    before = lab.index.told()
+    lab.index.hierarchy = HIERARCHY + 1
+    event = lab.exec(7, home)
+    assert event is not None
+    assert event.identity is not None
+    assert event.identity.workload.reason == "hierarchy"
+    lab.index.hierarchy = HIERARCHY
+    assert told(lab.index.retold(before, lab.now)) == [("resolved", 7)]
+    assert lab.index.decided(lab.now) == []
+
+
 def test_a_circle_of_names_ends(lab: Lab) -> None:
     """Lost records cannot make the tree turn for ever."""
     lab.cgroup_event(CgroupEventKind.MKDIR, 50, 51, "a")
