@@ -344,7 +344,9 @@ class Index:
 
     def retold(self, before: Mapping[ProcessKey, tuple[State, str | None, str | None]], now: int) -> list[Event]:
         """Events for the processes whose answer differs from what was ``told`` before the tracked hierarchy changed."""
-        self._undecided.clear()
+        undecided, self._undecided = self._undecided, {}
+        # Those announced after that call, while the slots still had the old hierarchy's number.
+        before = {**dict.fromkeys(undecided, (State.PENDING, None, None)), **before}
         events = []
         for known in tuple(self.processes.values()) if self.watched else ():
             identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
@@ -531,8 +533,8 @@ class Index:
             return []
         events = []
         for known in tuple(self.processes.values()):
-            view = self.cgroups.views.get(known.cgroup)
-            if known.hierarchy == self.hierarchy and view is not None and view.entry is entry:
+            view = self.cgroups.locate(known.cgroup) if known.hierarchy == self.hierarchy else None
+            if view is not None and view.entry is entry:
                 identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
                 events.append(Event("move", now, identity, {"from": view.cgroup.path, "corrected": True}))
         return events

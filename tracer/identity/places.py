@@ -9,13 +9,14 @@ it is never ``resolved``.
    runtime), at whatever moment: before the daemon, before the node's first container, or after a reboot, while the
    kubelet lists old IDs.
 2. *Nesting.* The outermost container of a path counts; a pod segment below a container's ID counts only where that
-   container is this node (KIND, minikube). It is the node if the tracer itself runs in it. If no container is known
-   to hold the tracer, it is the node if it alone has listed containers below it, and none ever was outside of
-   containers. Stops root in a container of Docker or Podman, and a container whose own ID no source lists yet. If two
-   containers might be the node, neither is: the operator names one with ``--cgroup-prefix``.
+   container is this node (KIND, minikube). It is the node if the tracer itself runs in it. If no container is known to
+   hold the tracer, it is the node if it alone has listed containers below it, and none ever was outside of containers.
+   Stops root in a container of Docker, Podman, LXC or systemd-nspawn, and a container whose own ID no source lists yet.
+   If two containers might be the node, neither is: the operator names one with ``--cgroup-prefix``.
 3. *One cgroup for each container.* If several cgroups use one ID, the one with the path that the runtime reports
-   counts, then one below a pod's cgroup, then one below a cgroup called kubepods. If two are equal in this, it is a
-   conflict. Stops an attacker who copies a name in a way that these rules do not foresee.
+   counts, then one below a pod's cgroup, then one in the kubelet's own place at the top, which is in no container, then
+   one below a cgroup called kubepods. If two are equal in this, it is a conflict. Stops an attacker who copies a name
+   in a way that these rules do not foresee.
 4. *The operator's word.* Below ``--cgroup-prefix`` cgroups may also belong to the owner of the prefix (a rootless
    node); no cgroup outside of it is ever a pod's.
 
@@ -111,7 +112,7 @@ class Places:
     def _nested(self, nest: str) -> Standing:
         if self._tree.prefix is not None:
             return Standing.NESTED  # nothing above the prefix counts, so this is below a container of the node
-        if self._tree.own is not None and match_strict(self._tree.own).container is not None:
+        if self._tree.own is not None and _is_in_container(self._tree.own):
             return Standing.BELIEVED if nest == _nest_of(self._tree.own) else Standing.NESTED
         if self._is_plain:
             return Standing.NESTED
@@ -148,11 +149,16 @@ def is_within_resolved(entry: Entry) -> bool:
     return entry.outer is not None and entry.outer.workload.state is State.RESOLVED
 
 
+def _is_in_container(own: str) -> bool:
+    match = match_strict(own)
+    return match.container is not None or match.outer is not None
+
+
 def _nest_of(own: str) -> str | None:
     """The path of the container that is the node of a process with this cgroup path; ``None`` if the node is not a
     container."""
     match = match_strict(own)
-    if match.outer is not None:
+    if match.outer is not None and (match.container is None or match.below_pod):
         return match.outer.place
     if match.below_pod or match.depth is None:
         return None
