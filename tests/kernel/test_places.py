@@ -133,8 +133,13 @@ def test_the_monitor_is_on_the_host(tracer: Tracer, contain: Callable[[str], int
     [
         "{top}/docker/{node}/kubelet.slice/kubelet-kubepods.slice/kubelet-{slice}/cri-containerd-{id}.scope",
         "{top}/docker/{node}/{slice}:cri-containerd:{id}",
-        "{top}/docker/{node}/system.slice/containerd.service/{slice}:cri-containerd:{id}",
-        "{top}/system.slice/docker-{node}.scope/kubelet/kubepods/burstable/pod{uid}/{id}",
+        *(
+            pytest.param(path, marks=pytest.mark.brisk)
+            for path in (
+                "{top}/docker/{node}/system.slice/containerd.service/{slice}:cri-containerd:{id}",
+                "{top}/system.slice/docker-{node}.scope/kubelet/kubepods/burstable/pod{uid}/{id}",
+            )
+        ),
     ],
 )
 def test_a_node_that_is_a_container_has_its_pods_below_it(lab: Run, path: str) -> None:
