@@ -185,7 +185,7 @@ def site(cluster: Cluster) -> Iterator[Site]:
         pods = [WEB, *(_pod(variant, f"127.9.46.{number}") for number, variant in variants)]
         cluster.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}), namespace)
         site = Site(cluster, namespace)
-        until(site.have_come, 120, "the daemons to be Ready or to end", interval=0.1)
+        until(site.have_come, 180, "the daemons to be Ready or to end", interval=0.1)
         yield site
     finally:
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
