@@ -150,7 +150,7 @@ def container_step(path: str | None, match: PathMatch | None, workload: Workload
         return Step(title, (workload.reason_text or "there is no cgroup to read",), ends, what_to_do)
     lines = [f"the path is in a pod of the place {match.root}" if match.pod_uid else "the path names no pod's cgroup"]
     if match.outer is not None:
-        lines.append(f"that is below container {match.outer.container_id}, which counts only where it is this node")
+        lines.append(f"that is below container {match.outer.name}, which counts only where it is this node")
     if match.container is None or match.depth is None:
         if match.pod_uid:
             lines.append(f"pod {match.pod_uid}")

@@ -75,6 +75,7 @@ class Feed:
         self.names = CgroupNames(self.mount)
         self._ownership = Ownership(self.names, self._prefix)
         index.cgroups.guard = lambda cgroups: self._ownership.guards(cgroups)
+        index.cgroups.writable = lambda cgroup: self._ownership.is_writable(cgroup)
         known = Tracked(self._has_populated, self._has_containers, index.is_listed)
         several = len(self.mounts) > 1
         self._scout = Scout(self.mounts, self.mount, known, prefix=self._prefix) if several else None
@@ -183,10 +184,10 @@ class Feed:
             event = CgroupEvent._make((*record[:-2], name[:size]))
             if event.hierarchy == self.index.hierarchy:
                 self.index.cgroups.apply(event)
-                if event.kind == CgroupEventKind.MKDIR:
+                if event.kind == CgroupEventKind.MKDIR and not self.index.cgroups.is_loose(event.id):
                     self.name(event.id)  # considered at birth, before anyone asks
             elif event.kind == CgroupEventKind.MKDIR and self._scout is not None:
-                self._scout.born(event.hierarchy, event.id, event.name, event.time)
+                self._scout.born(event)
                 self._tell_doubts(self._scout)
         if self.index.due:  # all births are taken in, so that what follows for others comes before processes are told
             self._publish(self.index.tick(boottime()))

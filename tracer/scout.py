@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tracer.identity.cgroup_path import PathMatch, match_strict
-from tracer.kernel.cgroupfs import CgroupNames, Mount, guards_path, is_populated
-from tracer.model import ContainerRef
+from tracer.kernel.cgroupfs import CgroupNames, Mount, Ownership, guards_path, is_populated
+from tracer.model import CgroupEvent, ContainerRef
 
 Listed = Callable[[ContainerRef], bool]
 Score = tuple[int, int, int]
@@ -40,10 +40,13 @@ def _match(path: str, prefix: str | None) -> PathMatch | None:
 
 
 def _containers(mount: Mount, prefix: str | None) -> Iterator[tuple[str, PathMatch]]:
-    """(path, match) of each cgroup that is called like a container's own."""
+    """(path, match) of each cgroup that is called like a container's own, but for what is below others than root: that
+    is no evidence, and there may be any number of it."""
     base = mount.path.rstrip("/")
     for folder, below, _ in os.walk(base):
         path = folder[len(base) :] or "/"
+        if below and guards_path(mount, f"{path.rstrip('/')}/{below[0]}", prefix) is False:
+            below.clear()
         match = _match(path, prefix)
         if match is None:
             continue
@@ -149,13 +152,16 @@ class Scout:
                     continue
                 self._take(hierarchy, number, path, match, now - _YOUNG)
 
-    def born(self, hierarchy: int, cgroup: int, name: bytes, now: int) -> None:
+    def born(self, event: CgroupEvent) -> None:
         """A cgroup was made in another hierarchy."""
+        hierarchy, cgroup, now = event.hierarchy, event.id, event.time
         mount = self._others.get(hierarchy)
-        if mount is None or len(name) < _ID_LENGTH:
+        if mount is None or len(event.name) < _ID_LENGTH:
             return
         if hierarchy not in self._names:
             self._names[hierarchy] = CgroupNames(mount)
+        if Ownership(self._names[hierarchy], self._prefix).is_writable(event.parent):
+            return  # and so no evidence: there may be any number of them
         chain = self._names[hierarchy].chain(cgroup)
         if chain is not None:
             path = "/" + "/".join(name for _, name in chain)

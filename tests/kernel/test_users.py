@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.node import FakePod, listing
 from tests.user import User
 from tests.waiting import until
 from tracer import Tracer
+from tracer.kernel.cgroupfs import CgroupNames, Ownership
 from tracer.model import State
 from tracer.settings import Settings
 from tracer.sources.replay import ReplayKubelet
@@ -100,3 +102,26 @@ def test_a_users_start_before_the_tracer_teaches_it_nothing(lab: Run) -> None:
                     assert State.RESOLVED not in {tracer.lookup(pid).state for pid in attackers}
                 finally:
                     cgroup.remove()
+
+
+def test_what_a_user_makes_is_not_looked_at_before_somebody_asks(lab: Run) -> None:
+    """Cgroups in a directory that a user may write are told of in any number; a process in one is found all the same,
+    and so is what a user made in a directory of another's that all may write."""
+    with (
+        Tracer(Settings(cri="none", pods_api="none", kubelet="none")) as tracer,
+        User(Path(tracer.mount.path)) as user,
+    ):
+        names = CgroupNames(tracer.mount)
+        ownership = Ownership(names)
+        mine = os.stat(user.folder).st_ino
+        slice_ = os.stat(user.folder.parent).st_ino
+        assert ownership.is_writable(mine)
+        assert not ownership.is_writable(slice_)
+        os.chmod(user.folder.parent, 0o777)
+        assert ownership.is_writable(slice_)
+        os.chmod(user.folder.parent, 0o755)
+        below = str(user.folder)[len(tracer.mount.path) :]
+        assert not Ownership(names, below).is_writable(mine)
+        names.close()
+        pid = user.enter(f"/{'d' * 64}")
+        assert tracer.lookup(pid).workload.reason == "not_a_pod"

@@ -77,6 +77,7 @@ class Lab:
         self.index.hierarchy = HIERARCHY
         self.index.cgroups.track(TOP)
         self.index.cgroups.guard = lambda cgroups: not any(cgroup in self.users for cgroup in (TOP, *cgroups))
+        self.index.cgroups.writable = lambda cgroup: cgroup in self.users
         self.index.watched = True
         self.now = 100 * SECOND
         self.dirs: dict[str, int] = {"": TOP}

@@ -548,6 +548,95 @@ def test_names_that_are_no_utf8_are_escaped(lab: Lab) -> None:
     assert lab.who(77).cgroup.path == "/\\xff\\xfe"  # type: ignore[union-attr]
 
 
+USER = "/user.slice/user-1000.slice/user@1000.service"
+
+
+def test_what_a_user_nests_costs_no_more_than_its_names(lab: Lab) -> None:
+    """A path that is longer than any is not built, since one could be made for each of thousands of cgroups; whose the
+    cgroup is, its beginning says."""
+    lab.delegate(USER)
+    host = lab.mkdir(USER + "".join(f"/{'x' * 250}" for _ in range(20)))
+    home = lab.mkdir(HOME_A)
+    deep = lab.mkdir(HOME_A + "".join(f"/{'x' * 250}" for _ in range(20)))
+    lab.pods(pod(A, container(A)))
+    assert lab.says(home) == lab.says(deep) == RESOLVED_A
+    assert lab.says(host)[:2] == ("host", "no_container")
+    for cgroup in (host, deep):
+        assert lab.who(cgroup).cgroup.path is None  # type: ignore[union-attr]
+    assert all(len(view.cgroup.path or "") < 4096 for view in lab.index.cgroups.views.values())
+
+
+def test_of_what_a_user_made_and_removed_a_bounded_number_is_remembered(lab: Lab) -> None:
+    """However many cgroups a user makes and removes within a minute; a container that was removed is remembered."""
+    lab.delegate(USER)
+    home = lab.mkdir(HOME_A)
+    lab.pods(pod(A, container(A)))
+    lab.remove(HOME_A)
+    for number in range(6000):
+        lab.mkdir(f"{USER}/{number:064x}")
+        lab.remove(f"{USER}/{number:064x}")
+    assert len(lab.index.cgroups.entries) <= 4097
+    assert len(lab.index.cgroups.views) <= 4200
+    assert lab.says(home) == RESOLVED_A
+
+
+def test_what_a_user_renames_makes_nobody_elses_names_be_read_anew(lab: Lab) -> None:
+    """On v1 whoever owns a cgroup renames what is in it, as often as it likes: what is known of others stays, and what
+    is said of the user's follows."""
+    lab.delegate(USER)
+    home = lab.mkdir(HOME_A)
+    lab.pods(pod(A, container(A)))
+    mine = lab.mkdir(f"{USER}/a/b")
+    assert lab.who(mine).cgroup.path == f"{USER}/a/b"  # type: ignore[union-attr]
+    view = lab.index.cgroups.views[home]
+    lab.rename(f"{USER}/a", cid(A))
+    assert lab.who(mine).cgroup.path == f"{USER}/{cid(A)}/b"  # type: ignore[union-attr]
+    assert lab.says(mine)[:2] == ("unknown", "conflict")
+    lab.rename(f"{USER}/{cid(A)}", "c")
+    assert lab.says(mine)[:2] == ("host", "no_container")
+    assert lab.index.cgroups.views[home] is view
+
+
+def test_what_root_made_before_a_user_renames_it_is_read_anew(lab: Lab) -> None:
+    """A cgroup that was root's when it was made, in one that was given away later."""
+    inner = lab.mkdir(f"{USER}/a/{cid(B)}")
+    lab.pods(pod(A, container(A)))
+    lab.users.add(lab.dirs[USER])
+    lab.rename(f"{USER}/a", f"pod{uid(A)}")
+    assert lab.says(inner)[0] != "resolved"
+    lab.mkdir(HOME_A)
+    assert lab.says(HOME_A) == RESOLVED_A
+
+
+def test_a_correction_is_told_of_processes_whose_names_were_to_be_read_again(lab: Lab) -> None:
+    """That some other cgroup was renamed keeps nobody from being told that what was said was wrong."""
+    home = lab.mkdir(HOME_A)
+    nested = lab.mkdir(f"{HOME_A}/inner")
+    lab.pods(pod(A, container(A)))
+    lab.exec(7, home)
+    lab.exec(8, nested)
+    lab.mkdir("/some/where")
+    lab.rename("/some", "any")
+    lab.mkdir(f"/kubepods.slice/kubepods-pod{uid(A).replace('-', '_')}.slice/cri-containerd-{cid(A)}.scope")
+    events = lab.wait(0.01)
+    assert sorted(event.identity.key.pid for event in events if event.event == "move" and event.identity) == [7, 8]
+
+
+def test_who_starts_while_another_hierarchy_is_being_tracked_is_told_of(lab: Lab) -> None:
+    """A process whose record is taken in between is announced as pending, and is told again once it is resolved."""
+    home = lab.mkdir(HOME_A)
+    lab.pods(pod(A, container(A)))
+    before = lab.index.told()
+    lab.index.hierarchy = HIERARCHY + 1
+    event = lab.exec(7, home)
+    assert event is not None
+    assert event.identity is not None
+    assert event.identity.workload.reason == "hierarchy"
+    lab.index.hierarchy = HIERARCHY
+    assert told(lab.index.retold(before, lab.now)) == [("resolved", 7)]
+    assert lab.index.decided(lab.now) == []
+
+
 def test_a_circle_of_names_ends(lab: Lab) -> None:
     """Lost records cannot make the tree turn for ever."""
     lab.cgroup_event(CgroupEventKind.MKDIR, 50, 51, "a")

@@ -206,10 +206,10 @@ def test_two_cgroups_of_one_container_are_a_conflict_while_both_are_there(lab: L
 
 def test_the_path_that_the_runtime_reports_decides_between_two(lab: Lab) -> None:
     """Of two cgroups of one container the one that the runtime says it made is the container's."""
-    home, other = lab.mkdir(HOME_A), lab.mkdir(f"/elsewhere{HOME_A}")
+    home, other = lab.mkdir(f"/here{HOME_A}"), lab.mkdir(f"/elsewhere{HOME_A}")
     lab.pods(pod(A, container(A)))
     assert lab.says(home)[:2] == ("unknown", "conflict")
-    lab.index.container(record(A, cgroups_path=HOME_A), lab.now)
+    lab.index.container(record(A, cgroups_path=f"/here{HOME_A}"), lab.now)
     assert lab.says(home) == RESOLVED_A
     assert lab.says(other)[:2] == ("unknown", "conflict")
 
@@ -258,6 +258,14 @@ def test_a_static_pods_own_uid_is_its_pods_in_both_drivers_names(lab: Lab) -> No
     assert [lab.says(home) for home in homes] == [("resolved", None, cid(A)), ("resolved", None, cid(B))]
 
 
+@pytest.mark.parametrize("odd", ["a:b c\u00e9%x", ":", "kubepods", "x.slice", f"a:{'b' * 63}"])
+def test_a_static_pods_uid_may_be_any_text(lab: Lab, odd: str) -> None:
+    """Whatever a manifest says, in the name that the kubelet's cgroupfs driver gives it."""
+    home = lab.mkdir(f"/kubepods/burstable/pod{odd}/{cid(A)}")
+    lab.pods(pod(A, container(A), uid=odd))
+    assert lab.says(home) == RESOLVED_A
+
+
 def test_a_container_below_its_monitor_is_its_pods(lab: Lab) -> None:
     """As old releases of CRI-O have it; the monitor is on the host."""
     monitor = f"{POD_A}/crio-conmon-{cid(A)}.scope"
@@ -290,6 +298,65 @@ def test_a_tree_inside_a_container_is_not_the_nodes_where_the_node_has_its_own(o
     assert lab.says(fake) == ("unknown", "conflict", cid(A))
     again = lab.mkdir(f"/docker/{cid(D)}/kubepods/pod{uid(C)}/{cid(C)}")
     assert lab.says(again)[:2] == ("host", "outside_root")
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        "/lxc/box",
+        "/lxc.payload.box",
+        "/lxc.payload/box",
+        "/machine/box",
+        "/machine.slice/systemd-nspawn@box.service/payload",
+        "/machine.slice/machine-box.scope",
+        "/machine.slice/box.scope/payload",
+        "/user.slice/systemd-nspawn@box.service",
+        "/system.slice/machine-box.scope",
+    ],
+)
+@pytest.mark.parametrize("form", [f"kubepods/pod{uid(A)}/{cid(A)}", cid(A), f"docker/{cid(D)}/pod{uid(A)}/{cid(A)}"])
+def test_what_is_in_a_container_with_a_name_is_not_the_nodes(box: str, form: str) -> None:
+    """Root in a container of LXC or systemd-nspawn is root by its number, and names its cgroups after listed pods."""
+    lab = Lab()
+    lab.mkdir(HOME_B)
+    fake = lab.mkdir(f"{box}/{form}")
+    lab.pods(pod(A, container(A)), pod(B, container(B)))
+    assert lab.says(fake)[:2] == ("unknown", "conflict")
+    assert lab.says(lab.mkdir(HOME_A)) == RESOLVED_A
+    assert lab.says(fake)[:2] == ("unknown", "conflict")
+
+
+@pytest.mark.parametrize(
+    "own", [None, "/lxc/box/system.slice/podtracer.service", f"/lxc/box/kubepods/pod{uid(P)}/{cid(P)}"]
+)
+@pytest.mark.parametrize("form", ["kubepods/pod{uid}/{id}", "docker/{id}"])
+def test_a_node_may_be_a_container_with_a_name(lab: Lab, own: str | None, form: str) -> None:
+    """As a node in LXC is: its pods are below it, where nothing is outside or the tracer is in it."""
+    lab.index.cgroups.own = own
+    homes = {each: lab.mkdir(f"/lxc/box/{form.format(uid=uid(each), id=cid(each))}") for each in (A, B)}
+    other = lab.mkdir(f"/lxc/other/{form.format(uid=uid(C), id=cid(C))}")
+    lab.pods(*(pod(each, container(each)) for each in homes))
+    for each, home in homes.items():
+        assert lab.says(home) == ("resolved", None, cid(each))
+    assert lab.says(other)[0] != "resolved"
+
+
+@pytest.mark.parametrize(
+    "path", [f"/machine.slice/libpod-{cid(A)}.scope", f"/machine.slice/libpod-{cid(A)}.scope/container"]
+)
+def test_a_container_of_podman_is_called_by_its_id(lab: Lab, path: str) -> None:
+    """It is in machine.slice too, and no container with a name."""
+    home = lab.mkdir(path)
+    lab.pods(pod(A, container(A)))
+    assert lab.says(home) == RESOLVED_A
+
+
+def test_the_kubelets_own_place_counts_before_one_further_down(lab: Lab) -> None:
+    """Root in a container that nothing shows to be one may copy a pod's names, and takes no identity away by it."""
+    home, fake = lab.mkdir(HOME_A), lab.mkdir(f"/default/box{HOME_A}")
+    lab.pods(pod(A, container(A)))
+    assert lab.says(home) == RESOLVED_A
+    assert lab.says(fake)[:2] == ("unknown", "conflict")
 
 
 def test_a_container_that_a_list_calls_ended_shows_no_place_inside_another(lab: Lab) -> None:

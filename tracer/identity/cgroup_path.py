@@ -14,7 +14,8 @@ anything decides:
 3. Without a pod segment, the outermost container's ID.
 
 A pod segment below a container's ID, as in a node of KIND, is *nested*: the container above may have named it. The
-match says below which, and ``places`` decides whether that container is this node.
+match says below which, and ``places`` decides whether that container is this node. Containers of LXC and of
+systemd-machined have names instead of IDs: whatever is below one of those is nested as well.
 
 A path alone proves nothing. Who may have made these names, and whether a source lists them, is for ``places`` and
 ``verdict``. Names are text of any kind: everything here is linear in the length of the path, and nothing raises.
@@ -36,14 +37,18 @@ _UID = re.compile(r"[0-9A-Fa-f]{8}(?:[-_][0-9A-Fa-f]{4}){3}[-_][0-9A-Fa-f]{12}|[
 # The kubelet names a pod's slice after all slices above it.
 _NAMED_SLICE = re.compile(r"(?:.*-)?kubepods(?:-burstable|-besteffort)?-pod(.+)", re.DOTALL)
 _CLASSES = ("burstable", "besteffort")
+# Containers that are called by a name: LXC's (``lxc/box``, ``lxc.payload.box``) and systemd-machined's, whose unit may
+# be in another slice than machine.slice.
+_ABOVE_MACHINES = ("lxc", "lxc.payload", "machine", "machine.slice")
+_MACHINE = re.compile(r"lxc\.payload\..+|systemd-nspawn@.+\.service|machine-.+\.scope", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """The containers above a pod segment: the outermost one's ID and the index of its segment, and the path down to the
-    innermost one."""
+    """The containers above a pod's: the outermost one's ID or name and the index of its segment, and the path down to
+    the innermost one."""
 
-    container_id: str
+    name: str
     depth: int
     place: str
 
@@ -56,7 +61,8 @@ class PathMatch:
     depth is the container's own, those below it are the container's too. ``below_pod`` tells whether the ID stands
     below a pod segment; without it, only a source that lists the ID makes it a pod's container. ``root`` is the place
     where this pod is: the path above the pod's segment and its QoS class, or the prefix that was given. ``pod_uid`` is
-    that of the outermost pod segment, also when no container was found. ``outer`` are the containers above that.
+    that of the outermost pod segment, also when no container was found. ``outer`` are the containers above that;
+    without a pod segment those that are called by a name.
 
     ``why`` is set when ``container`` is ``None``: ``no_container`` (no name says anything), ``conmon``
     (CRI-O's or Podman's monitor, which carries the ID but is not the workload), ``pod_cgroup`` (in a pod's
@@ -95,9 +101,23 @@ def match_strict(path: str, prefix: str | None = None) -> PathMatch:
         if uid is not None:
             return _in_pod(segments, depth, uid, given, above)
         found = _ID.search(segments[depth])
-        if found is not None and not _is_conmon(found):
+        if _is_machine(segments, depth, start):
+            above.append((segments[depth], depth))
+        elif found is not None and not _is_conmon(found):
             above.append((found[0], depth))
     return _without_pod(segments, start, given)
+
+
+def _is_machine(segments: list[str], depth: int, start: int) -> bool:
+    """Whether the segment is a container's that is called by a name."""
+    name = segments[depth]
+    if _MACHINE.fullmatch(name) is None and (depth == start or segments[depth - 1] not in _ABOVE_MACHINES):
+        return False
+    return _ID.search(name) is None  # Podman's containers are in machine.slice too
+
+
+def _outer(segments: list[str], above: list[tuple[str, int]]) -> Outer | None:
+    return Outer(*above[0], "/" + "/".join(segments[: above[-1][1] + 1])) if above else None
 
 
 def _is_kubepods(segment: str) -> bool:
@@ -121,6 +141,8 @@ def _pod_uid(segments: list[str], depth: int, start: int | None) -> str | None:
         return None
     if _UID.fullmatch(uid):
         return uid.replace("_", "-")
+    if _ID.search(segments[depth], segments[depth].rfind(":") + 1) is None:
+        uid = segments[depth][len("pod") :]  # a static pod's may have colons too
     above = depth - 1 if depth > 0 and segments[depth - 1] in _CLASSES else depth
     in_pods = above == start or (above > 0 and _is_kubepods(segments[above - 1]))
     return uid if in_pods else None
@@ -138,7 +160,7 @@ def _place(segments: list[str], depth: int) -> str:
 def _in_pod(segments: list[str], depth: int, uid: str, given: str | None, above: list[tuple[str, int]]) -> PathMatch:
     """The match for a path whose outermost pod segment stands at ``depth``, below the containers ``above``."""
     root = given if given is not None else _place(segments, depth)
-    outer = Outer(*above[0], "/" + "/".join(segments[: above[-1][1] + 1])) if above else None
+    outer = _outer(segments, above)
     found = None
     if ":" in segments[depth]:
         found = _ID.search(segments[depth], segments[depth].rfind(":") + 1)
@@ -156,15 +178,19 @@ def _in_pod(segments: list[str], depth: int, uid: str, given: str | None, above:
 
 def _without_pod(segments: list[str], start: int, root: str | None) -> PathMatch:
     """The match for a path in which no pod segment counts: its outermost container ID."""
+    above: list[tuple[str, int]] = []
     for depth in range(start, len(segments)):
+        if _is_machine(segments, depth, start):
+            above.append((segments[depth], depth))
+            continue
         found = _ID.search(segments[depth])
         if found is not None:
             if _is_conmon(found):
                 if not _is_of_monitor(segments, depth, found[0]):
                     return _none("conmon", root)
                 depth += 1
-            return PathMatch(ContainerRef(found[0], None), depth, False, root, None, None)
-    return _none("no_container", root)
+            return PathMatch(ContainerRef(found[0], None), depth, False, root, None, None, _outer(segments, above))
+    return PathMatch(None, None, False, root, None, "no_container", _outer(segments, above))
 
 
 def _is_conmon(found: re.Match[str]) -> bool:

@@ -30,6 +30,13 @@ from tracer.model import (
 
 # A released cgroup is remembered for this long: records of its last processes may still be unread.
 _KEPT = 60_000_000_000
+# Of those that others than root made, so many at most: they are nobody's, and a user makes any number.
+_LOOSE_KEPT = 4096
+# Deeper than any; a cycle cannot be, short of lost records.
+_DEEPEST = 4096
+# Longer paths are not built: whoever may write a cgroup can nest it as deep as memory lasts. Their beginning decides
+# whose they are, since no container's own path is as long (PATH_MAX).
+_LONGEST = 4095
 # Processes announced before their container was known, whose resolution is announced in turn.
 _AWAITING = 4096
 
@@ -37,6 +44,10 @@ Guard = Callable[[Sequence[int]], bool | None]
 """Whether all of these cgroups, from below the hierarchy's root downwards, and that root itself, belong to root and
 nobody else may write them, so that nobody but root can have named what is in them; ``None`` where that cannot be
 read."""
+
+
+Writable = Callable[[int], bool]
+"""Whether others than root may make cgroups in this one."""
 
 
 def vouched(_cgroups: Sequence[int]) -> bool | None:
@@ -122,13 +133,18 @@ class View:
 
 
 class _Node:
-    __slots__ = ("born", "name", "parent", "seen")
+    """A cgroup's own name. ``loose`` is one that others than root may have made, ``located`` one that is on the way to
+    a cgroup that was asked about."""
 
-    def __init__(self, parent: int, name: str, born: int, seen: bool) -> None:
+    __slots__ = ("born", "located", "loose", "name", "parent", "seen")
+
+    def __init__(self, parent: int, name: str, born: int, seen: bool, loose: bool = False) -> None:
         self.parent = parent
         self.name = name
         self.born = born
         self.seen = seen
+        self.loose = loose
+        self.located = False
 
 
 _HOST_TEXT = {
@@ -145,12 +161,13 @@ def _host(match: PathMatch) -> Workload:
 
 
 class CgroupTree:
-    """The cgroups of the tracked hierarchy. Pure: names come in as records and as chains, and ``guard`` says who may
-    write the cgroups above a container's."""
+    """The cgroups of the tracked hierarchy. Pure: names come in as records and as chains, ``guard`` says who may write
+    the cgroups above a container's, and ``writable`` of which births there may be any number."""
 
     def __init__(self, prefix: str | None = None, guard: Guard = vouched) -> None:
         self.prefix = prefix
         self.guard = guard
+        self.writable: Writable = lambda _cgroup: False
         self._start_on(0)
 
     def _start_on(self, top: int) -> None:
@@ -159,6 +176,7 @@ class CgroupTree:
         self._bound: dict[int, Entry] = {}
         self._by_id: dict[str, list[Entry]] = {}
         self._released: deque[tuple[int, int]] = deque()
+        self._loose_released: deque[int] = deque()
         # Homes whose names were dropped and not read again yet, and since when: perhaps they are removed.
         self._unsure: dict[int, int | None] = {}
         self.views: dict[int, View] = {}
@@ -180,7 +198,9 @@ class CgroupTree:
         if event.kind == CgroupEventKind.MKDIR:
             name = event.name.decode("utf-8", "backslashreplace")
             old = self._nodes.get(event.id)
-            self._nodes[event.id] = _Node(event.parent, name, event.time, True)
+            above = self._nodes.get(event.parent)
+            loose = (above is not None and above.loose) or self.writable(event.parent)
+            self._nodes[event.id] = _Node(event.parent, name, event.time, True, loose)
             if old is not None:  # its names were read before the record of its birth
                 if (entry := self.entries.get(event.id)) is not None:
                     entry.born, entry.seen = event.time, True
@@ -191,7 +211,10 @@ class CgroupTree:
             node = self._nodes.get(event.id)
             if node is not None and (node.parent, node.name) != (event.parent, name):
                 node.parent, node.name = event.parent, name
-                self._renamed()
+                if node.loose or self.writable(event.parent):
+                    self._renamed_by_others(event.id, node)
+                else:
+                    self._renamed()
         else:
             self._unsure.pop(event.id, None)
             if (entry := self.entries.get(event.id)) is not None:
@@ -199,7 +222,21 @@ class CgroupTree:
                 entry.live = False
                 self.changed = True
             if event.kind == CgroupEventKind.RELEASE:
-                self._released.append((event.time, event.id))
+                self._release(event)
+
+    def _release(self, event: CgroupEvent) -> None:
+        if not self.is_loose(event.id):
+            self._released.append((event.time, event.id))
+            return
+        self._loose_released.append(event.id)
+        if len(self._loose_released) > _LOOSE_KEPT:
+            self._drop(self._loose_released.popleft())
+
+    def is_loose(self, cgroup: int) -> bool:
+        """Whether others than root may have made this cgroup: it is nobody's container, and looked at when somebody
+        asks only."""
+        node = self._nodes.get(cgroup)
+        return node is not None and node.loose
 
     def learn(self, chain: Iterable[tuple[int, str]], now: int) -> None:
         """Takes in the (id, name) of each cgroup from below the root down to one whose records we do not have."""
@@ -264,12 +301,35 @@ class CgroupTree:
             if home not in self._bound:
                 self.locate(home)
 
+    def _renamed_by_others(self, cgroup: int, node: _Node) -> None:
+        """As above, of what is below a cgroup that others than root may rename as often as they like."""
+        if not node.located:
+            return
+        node.located = False
+        for each in tuple(self.views):
+            if self._is_below(each, cgroup):
+                del self.views[each]
+        for home, entry in tuple(self.entries.items()):
+            if home not in self._bound and self._is_below(home, cgroup):
+                if entry.guarded is False:
+                    self._remove(home)
+                else:
+                    self.locate(home)
+
+    def _is_below(self, cgroup: int, top: int) -> bool:
+        for _ in range(_DEEPEST):
+            node = self._nodes.get(cgroup)
+            if cgroup == top or node is None:
+                return cgroup == top
+            cgroup = node.parent
+        return False
+
     def _chain(self, cgroup: int) -> list[tuple[int, _Node]] | None:
         """(id, node) from below the root down to the cgroup, ``None`` where a link is missing."""
         links: list[tuple[int, _Node]] = []
         while cgroup != self._top:
             node = self._nodes.get(cgroup)
-            if node is None or len(links) > 4096:  # deeper than any; a cycle cannot be, short of lost records
+            if node is None or len(links) > _DEEPEST:
                 return None
             links.append((cgroup, node))
             cgroup = node.parent
@@ -284,20 +344,21 @@ class CgroupTree:
         chain = self._chain(cgroup)
         if chain is None:
             return None
-        path = "/" + "/".join(node.name for _, node in chain)
-        place = Cgroup(cgroup, path)
+        for _, node in chain:
+            node.located = True
+        path = _path(chain)
+        place = Cgroup(cgroup, path if len(path) <= _LONGEST else None)
         for link, _ in chain:
             if (entry := self._bound.get(link)) is not None:
                 view = View(place, entry, entry.workload)
                 break
         else:
-            view = self._match(place, chain)
+            view = self._match(place, path, chain)
         self.views[cgroup] = view
         return view
 
-    def _match(self, place: Cgroup, chain: list[tuple[int, _Node]]) -> View:
-        assert place.path is not None
-        match = match_strict(place.path, self.prefix)
+    def _match(self, place: Cgroup, path: str, chain: list[tuple[int, _Node]]) -> View:
+        match = match_strict(path, self.prefix)
         if match.container is None or match.depth is None:
             self._remove(place.id)
             return View(place, None, _host(match))
@@ -343,7 +404,7 @@ class CgroupTree:
     def path(self, entry: Entry) -> str | None:
         """The path of a container's own cgroup; ``None`` where a name on its way is not known."""
         chain = self._chain(entry.home)
-        return None if chain is None else "/" + "/".join(node.name for _, node in chain)
+        return None if chain is None else _path(chain)
 
     def _stir(self, entry: Entry) -> None:
         if entry.live and entry.root is not None:
@@ -360,6 +421,18 @@ class CgroupTree:
     def named(self, container_id: str) -> tuple[Entry, ...]:
         """The cgroups that are called like this container, but for those that others than root may have made."""
         return tuple(self._by_id.get(container_id, ()))
+
+
+def _path(chain: Sequence[tuple[int, _Node]]) -> str:
+    """The path of the last of these; of one that is too long its beginning, and more than the longest by a name."""
+    names: list[str] = []
+    length = 0
+    for _, node in chain:
+        names.append(node.name)
+        length += len(node.name) + 1
+        if length > _LONGEST:
+            break
+    return "/" + "/".join(names)
 
 
 def first_workload(ref: ContainerRef) -> Workload:

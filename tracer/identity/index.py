@@ -345,7 +345,9 @@ class Index:
 
     def retold(self, before: Mapping[ProcessKey, tuple[State, str | None, str | None]], now: int) -> list[Event]:
         """Tells anew of each process of which something else was ``told`` before another hierarchy was tracked."""
-        self._undecided.clear()
+        undecided, self._undecided = self._undecided, {}
+        # Announced after that was asked, while the slots still had the old hierarchy's number.
+        before = {**dict.fromkeys(undecided, (State.PENDING, None, None)), **before}
         events = []
         for known in tuple(self.processes.values()) if self.watched else ():
             identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
@@ -532,8 +534,8 @@ class Index:
             return []
         events = []
         for known in tuple(self.processes.values()):
-            view = self.cgroups.views.get(known.cgroup)
-            if known.hierarchy == self.hierarchy and view is not None and view.entry is entry:
+            view = self.cgroups.locate(known.cgroup) if known.hierarchy == self.hierarchy else None
+            if view is not None and view.entry is entry:
                 identity = self._announce(known.key, known.process, known.hierarchy, known.cgroup)
                 events.append(Event("move", now, identity, {"from": view.cgroup.path, "corrected": True}))
         return events

@@ -11,11 +11,12 @@ never ``resolved``.
 2. *Nesting.* The outermost container of a path counts; a pod segment below a container's ID counts only where that
    container is this node (KIND, minikube): the tracer itself runs in it, or, where nothing is known of where the tracer
    runs, it alone has cgroups of listed containers and no such cgroup ever was outside of containers. Stops root in a
-   container of Docker or Podman, and a container whose own ID no source lists yet. Where two containers might be the
-   node, neither is: the operator says which with ``--cgroup-prefix``.
+   container of Docker, Podman, LXC or systemd-nspawn, and a container whose own ID no source lists yet. Where two
+   containers might be the node, neither is: the operator says which with ``--cgroup-prefix``.
 3. *One cgroup for each container.* Of several cgroups that use one ID, that which the runtime itself reports counts,
-   then one in the pod that the list names, then one below a cgroup called kubepods; where two are alike, it is a
-   conflict. Stops whoever copies a name in a way that is not known here.
+   then one in the pod that the list names, then one in the kubelet's own place at the top, which is in no container,
+   then one below a cgroup called kubepods; where two are alike, it is a conflict. Stops whoever copies a name in a way
+   that is not known here.
 4. *The operator's word.* Below ``--cgroup-prefix`` cgroups may also belong to the owner of the prefix (a rootless
    node); nothing outside of it is ever a pod's.
 
@@ -109,7 +110,7 @@ class Places:
     def _nested(self, nest: str) -> Standing:
         if self._tree.prefix is not None:
             return Standing.NESTED  # what is above the prefix was not looked at: this is below a container of the node
-        if self._tree.own is not None and match_strict(self._tree.own).container is not None:
+        if self._tree.own is not None and _is_in_container(self._tree.own):
             return Standing.BELIEVED if nest == _nest_of(self._tree.own) else Standing.NESTED
         if self._is_plain:
             return Standing.NESTED
@@ -146,11 +147,16 @@ def is_within_resolved(entry: Entry) -> bool:
     return entry.outer is not None and entry.outer.workload.state is State.RESOLVED
 
 
+def _is_in_container(own: str) -> bool:
+    match = match_strict(own)
+    return match.container is not None or match.outer is not None
+
+
 def _nest_of(own: str) -> str | None:
     """The path of the container that is the node of a process with this cgroup path; ``None`` where that is in a pod
     of a node which is no container."""
     match = match_strict(own)
-    if match.outer is not None:
+    if match.outer is not None and (match.container is None or match.below_pod):
         return match.outer.place
     if match.below_pod or match.depth is None:
         return None

@@ -256,14 +256,15 @@ class Verdicts:
         rivals = self.places.rivals(entry)
         return bool(rivals) and max(map(self._rank, rivals)) >= self._rank(entry)
 
-    def _rank(self, entry: Entry) -> tuple[int, bool, bool]:
-        """How good a cgroup's claim to an ID is: by the runtime's word, then by the pod above it, then by the name of
-        the place, which the kubelet calls kubepods."""
+    def _rank(self, entry: Entry) -> tuple[int, bool, bool, bool]:
+        """How good a cgroup's claim to an ID is: by the runtime's word, then by the pod above it, then by the place,
+        which the kubelet calls kubepods, and has at the top if nobody says otherwise."""
         record = self.runtime.get(entry.ref.container_id)
         reported = record.cgroups_path if record is not None else None
         path = self._tree.path(entry) if reported else None
         told = agreement(path, reported) if reported and path else 0
-        return told, entry.root is not None, "kubepods" in (entry.root or "")
+        place = entry.root or ""
+        return told, entry.root is not None, place in ("/kubepods", "/kubepods.slice"), "kubepods" in place
 
     def _told_by_runtime(self, entry: Entry) -> Workload | None:
         """What follows from the runtime's word for a container that no list has yet; ``None`` if it has none.

@@ -272,6 +272,7 @@ class Ownership:
 
     def __init__(self, names: CgroupNames, prefix: str | None = None) -> None:
         self._names = names
+        self._prefix = prefix
         self._above = None if prefix is None else len(_segments(prefix))
         self._kept: dict[int, tuple[int, int]] = {}
 
@@ -279,6 +280,15 @@ class Ownership:
         """Whether this is so of the root and of these cgroups, from below the root downwards; ``None`` where it cannot
         be told, as of a cgroup that was removed before it was first looked at."""
         return _are_roots([self._names.mount.info.root, *cgroups], self._above, self._read)
+
+    def is_writable(self, cgroup: int) -> bool:
+        """Whether others may make cgroups in this one, by itself alone; False where it is removed."""
+        found = self._names.attributes(cgroup)
+        if found is None or not _is_others(found, {0}):
+            return False
+        top = self._names.find(self._prefix) if self._prefix is not None else None
+        owner = self._names.attributes(top) if top is not None else None
+        return owner is None or _is_others(found, {0, owner[0]})
 
     def _read(self, cgroup: int) -> tuple[int, int] | None:
         found = self._names.attributes(cgroup)
@@ -321,12 +331,17 @@ def _are_roots(
         found = read(directory)
         if found is None:
             return None
-        uid, mode = found
         if depth == above:
-            owners.add(uid)
-        if uid not in owners or mode & (stat.S_IWGRP | stat.S_IWOTH):
+            owners.add(found[0])
+        if _is_others(found, owners):
             return False
     return True
+
+
+def _is_others(found: tuple[int, int], owners: set[int]) -> bool:
+    """Whether others than these may write a directory with this owner and mode."""
+    uid, mode = found
+    return uid not in owners or bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _segments(path: str) -> list[str]:
