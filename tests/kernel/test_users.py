@@ -36,8 +36,19 @@ FORMS: dict[str, Callable[[FakePod], str]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize(
+    ("form", "is_late"),
+    [
+        ("cgroupfs", True),
+        ("id alone", False),
+        *(
+            pytest.param(form, is_late, marks=pytest.mark.brisk)
+            for form in FORMS
+            for is_late in (False, True)
+            if (form, is_late) not in (("cgroupfs", True), ("id alone", False))
+        ),
+    ],
+)
 def test_a_users_cgroup_is_nobodys_container(lab: Run, form: str, is_late: bool) -> None:
     """While the kubelet lists containers that have no cgroup (yet, or any more), a user who names its own after one
     stays a conflict; each container is its pod's as soon as it is there, and its end changes nothing for the user."""

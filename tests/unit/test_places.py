@@ -258,6 +258,14 @@ def test_a_static_pods_own_uid_is_its_pods_in_both_drivers_names(lab: Lab) -> No
     assert [lab.says(home) for home in homes] == [("resolved", None, cid(A)), ("resolved", None, cid(B))]
 
 
+@pytest.mark.parametrize("odd", ["a:b c\u00e9%x", ":", "kubepods", "x.slice", f"a:{'b' * 63}"])
+def test_a_static_pods_uid_may_be_any_text(lab: Lab, odd: str) -> None:
+    """Whatever a manifest says, in the name that the kubelet's cgroupfs driver gives it."""
+    home = lab.mkdir(f"/kubepods/burstable/pod{odd}/{cid(A)}")
+    lab.pods(pod(A, container(A), uid=odd))
+    assert lab.says(home) == RESOLVED_A
+
+
 def test_a_container_below_its_monitor_is_its_pods(lab: Lab) -> None:
     """As old releases of CRI-O have it; the monitor is on the host."""
     monitor = f"{POD_A}/crio-conmon-{cid(A)}.scope"

@@ -16,6 +16,8 @@ LEFT_OUT = {
     "tests/kernel/test_daemon.py": "the life of a process and its commands, ten of which start for each test",
     "tests/kernel/test_doctor.py": "what it says of a good machine is taken, what it says of bad ones is tested here",
     "tests/kernel/test_demo.py": "a play to a clock, which a slow machine cannot follow",
+    "tests/kernel/test_known_sockets.py": "owners of folders and who answers, no matter of the kernel",
+    "tests/kernel/test_ownership.py": "ports and who holds them, no matter of the kernel",
     "tests/kernel/test_spiffe_ids.py": "a file and selectors, no matter of the kernel",
 }
 TAKEN_ALL_THE_SAME = ("tests/kernel/test_doctor.py::test_all_is_well_with_a_kubelet",)

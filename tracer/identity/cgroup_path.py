@@ -140,6 +140,8 @@ def _pod_uid(segments: list[str], depth: int, start: int | None) -> str | None:
         return None
     if _UID.fullmatch(uid):
         return uid.replace("_", "-")
+    if _ID.search(segments[depth], segments[depth].rfind(":") + 1) is None:
+        uid = segments[depth][len("pod") :]  # a static pod's may have colons too
     above = depth - 1 if depth > 0 and segments[depth - 1] in _CLASSES else depth
     in_pods = above == start or (above > 0 and _is_kubepods(segments[above - 1]))
     return uid if in_pods else None
