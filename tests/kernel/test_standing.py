@@ -163,7 +163,9 @@ def _sleepers(started: list[subprocess.Popen[str]], *folders: Path) -> list[str]
     return [str(child.pid) for child in started]
 
 
-@pytest.mark.parametrize("home", [None, "top/us/below", "top/beside", "."])
+@pytest.mark.parametrize(
+    "home", [None, ".", *(pytest.param(home, marks=pytest.mark.brisk) for home in ("top/us/below", "top/beside"))]
+)
 def test_a_private_cgroup_namespace_takes_no_cgroup_for_another(
     cgroups: Cgroups, started: list[subprocess.Popen[str]], home: str | None
 ) -> None:
@@ -219,6 +221,7 @@ def test_a_daemon_in_a_private_cgroup_namespace_answers_right(
             assert path is None or identity.cgroup.path == path
 
 
+@pytest.mark.brisk
 def test_without_the_hosts_mount_the_daemon_does_not_start(cgroups: Cgroups, tmp_path: Path) -> None:
     """A tmpfs in place of the cgroup file systems, or their mount as a private cgroup namespace has it, ends the daemon
     with doctor's words."""
@@ -231,6 +234,7 @@ def test_without_the_hosts_mount_the_daemon_does_not_start(cgroups: Cgroups, tmp
     assert "is not the root of the hierarchy" in _failing(*private, *_in_mounts(script))
 
 
+@pytest.mark.brisk
 def test_a_mount_that_another_one_covers_is_not_believed(tmp_path: Path) -> None:
     """A tmpfs over the very mount of the hierarchy has the same inode as its root, and is not taken for it."""
     script = f"mount -t cgroup2 none {tmp_path} && mount -t tmpfs none {tmp_path}"
@@ -241,6 +245,7 @@ def test_a_mount_that_another_one_covers_is_not_believed(tmp_path: Path) -> None
 # ---- PID and time namespaces ----
 
 
+@pytest.mark.brisk
 def test_in_a_pods_own_pid_namespace_the_daemon_does_not_start(cgroups: Cgroups) -> None:
     """hostPID: false, where init is the daemon in its container or the pod's pause process, ends it with 69; a look-up
     of its own and watch too."""
@@ -260,6 +265,7 @@ def test_in_a_pods_own_pid_namespace_the_daemon_does_not_start(cgroups: Cgroups)
         assert "it is the PID namespace of one pod" in done.stderr
 
 
+@pytest.mark.brisk
 def test_a_container_that_sees_none_of_the_pods_is_told(
     cgroups: Cgroups, started: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -283,6 +289,7 @@ def test_a_container_that_sees_none_of_the_pods_is_told(
             assert asking.request("version")["version"]
 
 
+@pytest.mark.brisk
 def test_a_procfs_or_boot_time_of_another_namespace_ends_the_daemon() -> None:
     """podtracer does not start if /proc belongs to another PID namespace, or boot time is not the machine's."""
     assert "/proc belongs to another PID namespace" in _failing("unshare", "--pid", "--fork", "--kill-child")
@@ -299,9 +306,11 @@ def _ready(port: int) -> tuple[int, str]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=20) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+        with error:
+            return error.code, error.read().decode()
 
 
+@pytest.mark.brisk
 def test_a_daemon_is_not_ready_while_it_sees_none_of_the_pods(
     cgroups: Cgroups, started: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -325,6 +334,7 @@ def test_a_daemon_is_not_ready_while_it_sees_none_of_the_pods(
     assert pid
 
 
+@pytest.mark.brisk
 def test_a_daemon_is_not_ready_without_its_mount(tmp_path: Path) -> None:
     """When the cgroup file system is unmounted the daemon says so, and reports no process where it is not."""
     port, mount = unused_port(), tmp_path / "cgroups"
@@ -345,6 +355,7 @@ def test_a_daemon_is_not_ready_without_its_mount(tmp_path: Path) -> None:
 # ---- capabilities ----
 
 
+@pytest.mark.brisk
 @pytest.mark.parametrize("is_hidden", [False, True])
 def test_what_three_capabilities_cannot_read_is_told(tmp_path: Path, is_hidden: bool) -> None:
     """Another user with the three capabilities alone traces; doctor warns of CAP_SYS_PTRACE. Where /proc hides other
