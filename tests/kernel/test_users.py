@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,23 @@ def test_what_a_user_makes_is_not_looked_at_before_somebody_asks(lab: Run) -> No
         names.close()
         pid = user.enter(f"/{'d' * 64}")
         assert tracer.lookup(pid).workload.reason == "not_a_pod"
+
+
+def test_below_a_prefix_its_owner_is_believed_and_nobody_elsewhere() -> None:
+    """On a rootless node the operator names the place: what its owner makes there is a pod's, and nothing else is, be
+    it the same user's beside it."""
+    pods = [FakePod(f"rootless-{number}") for number in range(3)]
+    with ReplayKubelet(listing(*pods)) as kubelet:
+        asked = Settings(kubelet_read_only_port=kubelet.port, cri="none", pods_api="none")
+        with Tracer(asked) as first:
+            mount = first.mount
+        with User(Path(mount.path)) as user:
+            place = f"{user.folder}/node".removeprefix(mount.path.rstrip("/"))
+            within = user.enter(f"/node{pods[0].cgroup()}")
+            beside = user.enter(pods[1].cgroup())
+            with Tracer(replace(asked, cgroup_prefix=f"{place}/kubepods")) as tracer:
+                assert tracer.wait_synced(30)
+                until(lambda: tracer.lookup(within).workload.pod == pods[0].name, 10, "the process to be its pod's")
+                late = user.enter(f"/node{pods[2].cgroup()}")
+                until(lambda: tracer.lookup(late).workload.pod == pods[2].name, 10, "a new one to be its pod's")
+                assert tracer.lookup(beside).state is State.HOST
