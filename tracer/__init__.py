@@ -6,17 +6,16 @@ little load little.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from tracer.version import __version__
 
+TYPE_CHECKING = False  # not imported: the compiler's process has no room for typing
 if TYPE_CHECKING:
     from tracer.node import Tracer
 
 __all__ = ["Tracer", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "Tracer":
         from tracer.node import Tracer
 

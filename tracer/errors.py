@@ -18,7 +18,9 @@ Each carries what went wrong, with which object, and what to do next; the comman
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False  # not imported: the compiler's process has no room for typing
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class TracerError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import select
@@ -183,6 +182,8 @@ def _entries(name: str, body: bytes) -> dict[str, Any]:
         raise UsageError("the configuration is no mapping of keys to values", quote(name), hint)
     for key in entries:
         if key not in OPTIONS:
+            import difflib  # for a wrong word alone
+
             close = difflib.get_close_matches(str(key).replace("_", "-"), OPTIONS, 1)
             hint = f"did you mean {close[0]}?" if close else "podtracer config shows all keys"
             raise UsageError(f"unknown key '{key}' in the configuration", quote(name), hint)

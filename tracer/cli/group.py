@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 
@@ -63,6 +62,8 @@ class LazyGroup(click.Group):
         """The command and its arguments; raises :class:`UsageError`, which names the nearest command."""
         name = args[0]
         if name not in COMMANDS:
+            import difflib  # for a wrong word alone
+
             close = difflib.get_close_matches(name, COMMANDS, 1)
             hint = f"did you mean podtracer {close[0]}?" if close else "see podtracer --help"
             raise UsageError("no such command", name, hint)

@@ -2,7 +2,6 @@ r"""What one flat object needs of kubectl's jsonpath: ``{.key}``, ``{.list[*]}``
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -44,6 +43,8 @@ class Template:
         if match := _FIELD.match(self._text, at):
             key, each = match[1], match[2] is not None
             if key not in self._keys:
+                import difflib  # for a wrong word alone
+
                 close = difflib.get_close_matches(key, self._keys, 1)
                 hint = f"did you mean .{close[0]}?" if close else f"the keys are {', '.join(self._keys)}"
                 raise self._fail(f"no key '{key}'", match.start(1), hint)

@@ -6,7 +6,6 @@ reader that closes its pipe is no error.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import io
 import os
@@ -115,6 +114,8 @@ def _explain(error: click.ClickException, app: App) -> tuple[str, str | None, st
     hint = _help(ctx, app)
     if isinstance(error, click.NoSuchOption):
         known = [name for param in ctx.command.get_params(ctx) for name in param.opts] if ctx else []
+        import difflib  # for a wrong word alone
+
         close = difflib.get_close_matches(error.option_name, known, 1)
         return "no such option", error.option_name, f"did you mean {close[0]}?" if close else hint
     if isinstance(error, click.MissingParameter):
