@@ -69,11 +69,11 @@ def pin(connection: socket.socket, *, by_number: bool = False) -> Peer:
                 return Peer(pid, uid, gids, -1, 0)  # ended and reaped before it was accepted
         else:
             return Peer(pid, uid, gids, fd, pidfd.inode(fd), counts_alike=_counts_alike(pid, fd))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     try:
         fd = os.pidfd_open(pid)
     except (OSError, OverflowError):
-        return Peer(pid, uid, gids, -1, 0)
+        return Peer(pid, uid, gids, -1, 0)  # its requests carry no credentials then: it proves nothing
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return Peer(pid, uid, gids, fd, pidfd.inode(fd), secrets.token_hex(16), _counts_alike(pid, fd))
 
 
