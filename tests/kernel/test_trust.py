@@ -162,6 +162,7 @@ def test_other_namespaces_take_nothing_away(server: Server) -> None:
     assert _ask(server.path, OTHERS, within=("unshare", "--mount", "--net", "--uts", "--ipc")) == {}
 
 
+@pytest.mark.brisk
 def test_a_daemon_of_three_capabilities_tells_the_same(folder: Path) -> None:
     """Without CAP_SYS_PTRACE, and less than whoever asks, it knows the host's root, and who has a user or PID namespace
     of its own."""
@@ -287,6 +288,7 @@ def _lookup(path: str, cgroup: Cgroup) -> dict[str, Any]:
     return _ask(path, ITSELF, cgroups=[cgroup])
 
 
+@pytest.mark.brisk
 def test_the_daemons_own_container_may_ask_before_anybody_lists_it(folder: Path) -> None:
     """A daemon without pod data is debugged from its own container, which is pending; the next pod is not trusted."""
     pod, other = FakePod("podtracer-1"), FakePod("other-1")
@@ -320,6 +322,7 @@ said = {"plain": asked(client), "parity": asked(client, mode="parity", parity=Tr
 """
 
 
+@pytest.mark.brisk
 def test_a_pod_that_names_a_cgroup_after_another_reads_nothing_of_it(folder: Path) -> None:
     """Whatever mode it asks for, and however it is explained to itself: neither the other pod's selectors and names,
     nor which entries it does not match; root of the host is told both."""
@@ -482,6 +485,7 @@ def test_a_pidfd_that_cannot_be_opened_leaves_the_number(server: Server) -> None
     assert said["code"] == "bad_request"
 
 
+@pytest.mark.brisk
 def test_the_commands_ask_by_pidfd_and_know_themselves(folder: Path) -> None:
     """``lookup self`` and ``explain self`` are podtracer's own process in any PID namespace, ``lookup $$`` the shell's
     where the caller may ask about everyone, and a stranger of that number nowhere."""
