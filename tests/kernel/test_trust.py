@@ -249,6 +249,7 @@ def test_root_without_its_first_thread_is_not_certain(server: Server) -> None:
 # ---- the daemon's own container ----
 
 
+@pytest.mark.v2
 def test_the_daemons_own_container_may_ask_about_everyone(folder: Path) -> None:
     """Its own user in its own container, as kubectl exec makes it; not another user there, nor its user in another
     container of its pod, in one that is nested in its own, or in another one of another hierarchy."""
@@ -289,6 +290,7 @@ def _lookup(path: str, cgroup: Cgroup) -> dict[str, Any]:
 
 
 @pytest.mark.brisk
+@pytest.mark.v2
 def test_the_daemons_own_container_may_ask_before_anybody_lists_it(folder: Path) -> None:
     """A daemon without pod data is debugged from its own container, which is pending; the next pod is not trusted."""
     pod, other = FakePod("podtracer-1"), FakePod("other-1")
@@ -323,6 +325,7 @@ said = {"plain": asked(client), "parity": asked(client, mode="parity", parity=Tr
 
 
 @pytest.mark.brisk
+@pytest.mark.v2
 def test_a_pod_that_names_a_cgroup_after_another_reads_nothing_of_it(folder: Path) -> None:
     """Whatever mode it asks for, and however it is explained to itself: neither the other pod's selectors and names,
     nor which entries it does not match; root of the host is told both."""
@@ -486,6 +489,7 @@ def test_a_pidfd_that_cannot_be_opened_leaves_the_number(server: Server) -> None
 
 
 @pytest.mark.brisk
+@pytest.mark.v2
 def test_the_commands_ask_by_pidfd_and_know_themselves(folder: Path) -> None:
     """``lookup self`` and ``explain self`` are podtracer's own process in any PID namespace, ``lookup $$`` the shell's
     where the caller may ask about everyone, and a stranger of that number nowhere."""
